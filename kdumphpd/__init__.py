@@ -1,0 +1,1 @@
+"""Keeps the kdump crash image current across CPU and memory hotplug."""

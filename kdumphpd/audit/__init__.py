@@ -1,0 +1,1 @@
+"""Would a crash right now give a complete vmcore?"""

@@ -1,0 +1,1 @@
+"""From uevents to the decision when to look and when to update."""

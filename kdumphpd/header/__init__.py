@@ -1,0 +1,1 @@
+"""The elfcorehdr: build it, read it, compare it."""

@@ -1,0 +1,1 @@
+"""What is loaded: kernel, initrd, boot_params, purgatory and their places."""

@@ -1,0 +1,1 @@
+"""Getting an image into the reservation: checks, system calls, full and delta loads."""
