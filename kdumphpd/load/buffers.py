@@ -1,0 +1,72 @@
+"""Memory that is filled, locked and handed to the kernel, and given back at once after."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from types import TracebackType
+
+from kdumphpd.errors import ImageError
+
+
+class LockedBuffer:
+    """An anonymous mapping; its pages are present once filled, and stay while locked.
+
+    A page fault inside ``kexec_load(2)`` would stretch the time in which
+    nothing is loaded. A mapping and not ``bytes``: closing it returns the memory,
+    and the daemon idles at its usual size.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._map = mmap.mmap(-1, max(size, 1))
+
+    @classmethod
+    def of(cls, content: bytes) -> LockedBuffer:
+        """A buffer that holds ``content``."""
+        buffer = cls(len(content))
+        buffer._map[: len(content)] = content
+        return buffer
+
+    @classmethod
+    def read(cls, fd: int, offset: int, size: int, name: str) -> LockedBuffer:
+        """``size`` bytes of an open file from ``offset``; ImageError if it ends before."""
+        buffer = cls(size)
+        with memoryview(buffer._map) as whole:
+            done = 0
+            while done < size:
+                with whole[done : min(size, done + (1 << 24))] as part:
+                    count = os.preadv(fd, [part], offset + done)
+                if count == 0:
+                    buffer.close()
+                    raise ImageError(f"{name} ends after {offset + done} bytes, it shrank just now")
+                done += count
+        return buffer
+
+    def __len__(self) -> int:
+        return self._size
+
+    @property
+    def address(self) -> int:
+        """Address in this process."""
+        return ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+
+    def view(self) -> memoryview:
+        """The content, not copied; release it before `close`."""
+        return memoryview(self._map)[: self._size]
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._map.close()
+
+    def __enter__(self) -> LockedBuffer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,55 @@
+"""Files of the running kernel (and of a recorded tree) under one root directory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdumphpd.errors import InputError, PermissionMissingError
+
+
+@dataclass(frozen=True)
+class Root:
+    """A directory that stands for ``/``: the live host, or a recorded tree."""
+
+    directory: Path = Path("/")
+
+    @property
+    def is_live(self) -> bool:
+        """Whether this is the running host and not a recording of one."""
+        return self.directory == Path("/")
+
+    def path(self, name: str) -> Path:
+        """The path of absolute ``name`` under this root."""
+        return self.directory / name.lstrip("/")
+
+    def exists(self, name: str) -> bool:
+        """Whether ``name`` can be seen under this root."""
+        return self.path(name).exists()
+
+    def read_bytes(self, name: str) -> bytes:
+        """Content of ``name``.
+
+        Raises:
+            PermissionMissingError: the kernel does not let this user read it.
+            InputError: it is missing or cannot be read.
+        """
+        path = self.path(name)
+        try:
+            return path.read_bytes()
+        except PermissionError as error:
+            raise PermissionMissingError(
+                f"{path}: {error.strerror}", "run kdumphpd as root"
+            ) from error
+        except OSError as error:
+            raise InputError(
+                f"{path}: {error.strerror}", "check that the kernel provides it"
+            ) from error
+
+    def read_text(self, name: str) -> str:
+        """Content of ``name`` as text without the blanks around it; errors as `read_bytes`."""
+        return self.read_bytes(name).decode("utf-8", "replace").strip()
+
+    def first_existing(self, *names: str) -> str | None:
+        """The first of ``names`` that exists; kernels moved some files over time."""
+        return next((name for name in names if self.exists(name)), None)

@@ -1,0 +1,79 @@
+"""The crash kernel's reservation and whether something is loaded in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from kdumphpd.errors import MachineError
+from kdumphpd.machine import iomem
+from kdumphpd.machine.files import Root
+from kdumphpd.machine.iomem import Resource
+from kdumphpd.machine.ranges import Range
+
+# Newer kernels keep these in /sys/kernel/kexec.
+_LOADED = ("/sys/kernel/kexec/crash_loaded", "/sys/kernel/kexec_crash_loaded")
+_SIZE = ("/sys/kernel/kexec/crash_size", "/sys/kernel/kexec_crash_size")
+_HEADER_SIZE = ("/sys/kernel/kexec/crash_elfcorehdr_size", "/sys/kernel/crash_elfcorehdr_size")
+_HOTPLUG = tuple(f"/sys/devices/system/{kind}/crash_hotplug" for kind in ("memory", "cpu"))
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """``crashk_res`` (where images are loaded), and all reserved ranges with the low one."""
+
+    main: Range
+    ranges: tuple[Range, ...]
+
+
+def crash_loaded(root: Root) -> bool:
+    """Whether the kernel holds a crash image, whoever loaded it."""
+    return _number(root, _LOADED) == 1
+
+
+def elfcorehdr_size(root: Root) -> int:
+    """The header size that the kernel wants room for; 0 if it does not update headers."""
+    return _number(root, _HEADER_SIZE) or 0
+
+
+def kernel_updates(root: Root) -> bool:
+    """Whether the kernel itself keeps the loaded image's header (``crash_hotplug``)."""
+    return any(root.exists(name) and root.read_text(name) == "1" for name in _HOTPLUG)
+
+
+def find(root: Root, resources: Iterable[Resource]) -> Reservation:
+    """The reservation that crash images go to.
+
+    With a low and a high reservation both are named "Crash kernel" in iomem;
+    the size in sysfs is that of ``crashk_res`` alone.
+
+    Raises:
+        MachineError: nothing is reserved, or iomem and sysfs do not agree.
+    """
+    ranges = iomem.crash_kernel(resources)
+    size = _number(root, _SIZE)
+    if not ranges or size == 0:
+        raise MachineError(
+            "no memory is reserved for a crash kernel",
+            "add crashkernel=256M to the kernel command line and reboot",
+        )
+    if size is None:
+        return Reservation(ranges[-1], ranges)
+    for one in reversed(ranges):
+        if one.size == size:
+            return Reservation(one, ranges)
+    shown = ", ".join(map(str, ranges))
+    raise MachineError(
+        f"/proc/iomem shows the crash kernel at {shown}, sysfs a size of {size} bytes",
+        "the reservation changed just now? Try again",
+    )
+
+
+def _number(root: Root, names: tuple[str, ...]) -> int | None:
+    name = root.first_existing(*names)
+    if name is None:
+        return None
+    text = root.read_text(name)
+    if not text.isdecimal():
+        raise MachineError(f"{name}: {text[:40]!r} is not a number")
+    return int(text)

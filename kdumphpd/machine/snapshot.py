@@ -1,0 +1,135 @@
+"""The machine as the running kernel describes it now: what a crash header must say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kdumphpd.errors import MachineError
+from kdumphpd.header import elfcorehdr
+from kdumphpd.header.elfcorehdr import Note
+from kdumphpd.machine import cpus, iomem
+from kdumphpd.machine.files import Root
+from kdumphpd.machine.iomem import Resource
+from kdumphpd.machine.kcore import AddressMap, PhysicalMemory
+from kdumphpd.machine.ranges import Range
+
+_DEFAULT_BLOCK_SIZE = 128 << 20
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One look at the machine; two equal ones need the same header.
+
+    Attributes:
+        ram: what a vmcore must hold, merged and sorted.
+        all_ram: all System RAM, which the kernel's identity map must reach.
+        cpus: crash_notes of each present CPU, by number.
+        missing_notes: present CPUs whose crash_notes could not be read yet.
+    """
+
+    ram: tuple[Range, ...]
+    all_ram: tuple[Range, ...]
+    cpus: tuple[tuple[int, Note], ...]
+    missing_notes: tuple[int, ...]
+    fixed: Fixed
+
+    @property
+    def cpu_numbers(self) -> frozenset[int]:
+        """Numbers of the CPUs with crash_notes."""
+        return frozenset(number for number, _ in self.cpus)
+
+    def header(self) -> bytes:
+        """The elfcorehdr for this machine."""
+        return elfcorehdr.build(
+            [note for _, note in self.cpus],
+            self.fixed.vmcoreinfo,
+            self.fixed.addresses.text,
+            self.ram,
+            self.fixed.addresses.page_offset,
+        )
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """What does not change while the machine is up."""
+
+    vmcoreinfo: Note
+    addresses: AddressMap
+    possible_cpus: int
+    memory_block_size: int
+
+
+class MachineReader:
+    """Takes snapshots; keeps what cannot change, so that a look costs what changed.
+
+    crash_notes are per-CPU allocations made once at boot (``kernel/kexec_core.c``,
+    crash_notes_memory_init): a CPU that comes back has its old one.
+    """
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+        self._notes: dict[int, Note] = {}
+        self._fixed: Fixed | None = None
+
+    def resources(self) -> tuple[Resource, ...]:
+        """``/proc/iomem`` as it is now."""
+        return iomem.parse(self._root.read_text("/proc/iomem"))
+
+    def fixed(self) -> Fixed:
+        """What does not change while the machine is up, read once."""
+        if self._fixed is None:
+            with PhysicalMemory(self._root) as memory:
+                addresses = memory.address_map()
+            self._fixed = Fixed(
+                vmcoreinfo=parse_vmcoreinfo(self._root.read_text("/sys/kernel/vmcoreinfo")),
+                addresses=AddressMap(addresses.text, addresses.page_offset, ()),
+                possible_cpus=cpus.possible_count(self._root),
+                memory_block_size=self._block_size(),
+            )
+        return self._fixed
+
+    def snapshot(self) -> Machine:
+        """Look at the machine: one file for memory, one for the CPUs, two for each new CPU."""
+        resources = self.resources()
+        present = cpus.present(self._root)
+        for number in present:
+            if number not in self._notes:
+                note = cpus.read_note(self._root, number)
+                if note is not None:
+                    self._notes[number] = note
+        return Machine(
+            ram=iomem.dumpable_ram(resources),
+            all_ram=iomem.system_ram(resources),
+            cpus=tuple((one, self._notes[one]) for one in present if one in self._notes),
+            missing_notes=tuple(one for one in present if one not in self._notes),
+            fixed=self.fixed(),
+        )
+
+    def known_notes(self) -> dict[Note, int]:
+        """CPU numbers by note buffer, of every CPU seen so far."""
+        return {note: number for number, note in self._notes.items()}
+
+    def _block_size(self) -> int:
+        name = "/sys/devices/system/memory/block_size_bytes"
+        if not self._root.exists(name):
+            return _DEFAULT_BLOCK_SIZE
+        text = self._root.read_text(name)
+        try:
+            return int(text, 16)
+        except ValueError as error:
+            raise MachineError(f"{name}: {text[:40]!r} is not a number") from error
+
+
+def parse_vmcoreinfo(text: str) -> Note:
+    """``/sys/kernel/vmcoreinfo`` (``kernel/ksysfs.c``): address and size, both hexadecimal.
+
+    Raises:
+        MachineError: the content is something else.
+    """
+    try:
+        address, size = (int(part, 16) for part in text.split())
+    except ValueError as error:
+        raise MachineError(
+            f"/sys/kernel/vmcoreinfo: {text[:60]!r} is not an address and a size"
+        ) from error
+    return Note(address, size)
