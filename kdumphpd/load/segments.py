@@ -58,19 +58,24 @@ def _problem(
         return f"{len(segments)} segments; the kernel takes 1 to {MAX_SEGMENTS}"
     if not reservation.start <= entry <= reservation.end:
         return f"the entry {entry:#x} lies outside the reservation {reservation}"
+    if sum(one.place.size for one in segments) > total_ram // 2:
+        return "the segments would take more than half of the RAM"
     for one in segments:
-        if one.place.start % PAGE or (one.place.end + 1) % PAGE:
-            return f"{one.name} at {one.place} does not fill whole pages"
-        if not reservation.contains(one.place):
-            return f"{one.name} at {one.place} lies outside the reservation {reservation}"
-        if one.size > one.place.size:
-            return f"{one.name} has {one.size} bytes for a place of {one.place.size}"
-        if one.place.size > total_ram // 2:
-            return f"{one.name} would take more than half of the RAM"
+        problem = _misplaced(one, reservation)
+        if problem:
+            return f"{one.name} {problem}"
     ordered = sorted(segments, key=lambda one: one.place)
     for low, high in zip(ordered, ordered[1:]):
         if low.place.overlaps(high.place):
             return f"{low.name} at {low.place} overlaps {high.name} at {high.place}"
-    if sum(one.place.size for one in segments) > total_ram // 2:
-        return "the segments together would take more than half of the RAM"
+    return None
+
+
+def _misplaced(one: Segment, reservation: Range) -> str | None:
+    if one.place.start % PAGE or (one.place.end + 1) % PAGE:
+        return f"at {one.place} does not fill whole pages"
+    if not reservation.contains(one.place):
+        return f"at {one.place} lies outside the reservation {reservation}"
+    if one.size > one.place.size:
+        return f"has {one.size} bytes for a place of {one.place.size}"
     return None

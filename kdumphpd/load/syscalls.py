@@ -35,7 +35,7 @@ class Kernel(Protocol):
     """What a load asks of the kernel; the tests have one of their own."""
 
     def kexec_load(self, entry: int, segments: Sequence[Segment], flags: int) -> int:
-        """See kexec_load(2); returns the microseconds it took, raises OSError."""
+        """Load ``segments`` and return the microseconds it took; OSError if refused."""
 
     def may_load(self) -> bool:
         """Whether this process has CAP_SYS_BOOT."""
@@ -69,9 +69,11 @@ class LiveKernel:
         Raises:
             OSError: the kernel refused; see kexec_load(2).
         """
-        table = (_KexecSegment * len(segments))(
-            *((one.content.address, one.size, one.place.start, one.place.size) for one in segments)
-        )
+        entries = [
+            _KexecSegment(one.content.address, one.size, one.place.start, one.place.size)
+            for one in segments
+        ]
+        table = (_KexecSegment * len(entries))(*entries)
         with self._locked(segments), _realtime():
             began = time.monotonic_ns()
             result = self._syscall(_NR_KEXEC_LOAD, entry, len(segments), table, flags)
