@@ -66,10 +66,10 @@ _CLEARED = (
 )
 
 
-def segment_size(command_line: bytes, e820_entries: int) -> int:
+def segment_size(command_line: bytes, e820: Sequence[E820Entry]) -> int:
     """Bytes of the segment that `build` returns for this command line and map."""
     end = BOOT_PARAMS_SIZE + len(command_line) + 1
-    extended = e820_entries - E820_MAX_ENTRIES_ZEROPAGE
+    extended = len(e820) - E820_MAX_ENTRIES_ZEROPAGE
     if extended > 0:
         end = _aligned(end) + _SETUP_DATA.size + extended * _E820_ENTRY.size
     return end
@@ -103,7 +103,7 @@ def build(
             "check that /sys is mounted and whole",
         )
     check_command_line(kernel, command_line)
-    segment = bytearray(segment_size(command_line, len(e820)))
+    segment = bytearray(segment_size(command_line, e820))
     segment[:BOOT_PARAMS_SIZE] = base
     for start, end in _CLEARED:
         segment[start:end] = bytes(end - start)
