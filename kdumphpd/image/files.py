@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdumphpd.errors import ImageError, InputError
 from kdumphpd.load.buffers import LockedBuffer
 
 
-@dataclass
 class ImageFile:
     """An open file of the image.
 
     It is kept open because a package upgrade unlinks the old kernel while it is
-    still the one that is loaded. ``digest`` is that of the bytes last loaded from it.
+    still the one that is loaded.
     """
 
-    role: str
-    path: Path
-    fd: int
-    digest: bytes | None = field(default=None)
+    def __init__(self, role: str, path: Path, fd: int) -> None:
+        self.role = role
+        self.path = path
+        self.fd = fd
+        self._digest: bytes | None = None
 
     @classmethod
     def open(cls, role: str, path: Path) -> ImageFile:
@@ -31,42 +30,60 @@ class ImageFile:
         Raises:
             InputError: it is missing or cannot be read.
         """
-        try:
-            return cls(role, path, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-        except OSError as error:
-            raise InputError(
-                f"{role} {path}: {error.strerror}", f"set [image] {role} to a file that is there"
-            ) from error
+        return cls(role, path, _open(role, path))
 
-    def read(self) -> LockedBuffer:
-        """The whole file as it is now.
+    def size(self) -> int:
+        """Bytes in the file now.
 
         Raises:
-            ImageError: it is empty, or not a file that has a size.
+            ImageError: it is empty.
         """
         size = os.fstat(self.fd).st_size
         if size == 0:
             raise ImageError(
                 f"{self.role} {self.path} is empty", f"rebuild it or set [image] {self.role}"
             )
-        return LockedBuffer.read(self.fd, 0, size, f"{self.role} {self.path}")
+        return size
 
-    def changed(self, content: LockedBuffer) -> bool:
-        """Note the digest of ``content``; whether the file held something else before."""
-        with content.view() as view:
-            digest = hashlib.sha256(view).digest()
-        before, self.digest = self.digest, digest
-        return before not in (None, digest)
+    def read(self) -> LockedBuffer:
+        """The whole file, as it was when it was read the first time.
 
-    def replaced(self) -> bool:
-        """Whether ``path`` is another file by now, or gone."""
-        try:
-            now = os.stat(self.path)
-        except OSError:
-            return True
-        mine = os.fstat(self.fd)
-        return (now.st_dev, now.st_ino) != (mine.st_dev, mine.st_ino)
+        If it was overwritten in place since, what is loaded cannot be had again:
+        then the path is opened anew and what it names now is read.
+
+        Raises:
+            ImageError: it is empty or shrinks while it is read.
+            InputError: the path cannot be opened anew.
+        """
+        content = self._content()
+        digest = _digest(content)
+        if self._digest not in (None, digest):
+            content.close()
+            fresh = _open(self.role, self.path)
+            os.close(self.fd)
+            self.fd = fresh
+            content = self._content()
+            digest = _digest(content)
+        self._digest = digest
+        return content
 
     def close(self) -> None:
         """Let go of the file."""
         os.close(self.fd)
+
+    def _content(self) -> LockedBuffer:
+        return LockedBuffer.read(self.fd, 0, self.size(), f"{self.role} {self.path}")
+
+
+def _open(role: str, path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise InputError(
+            f"{role} {path}: {error.strerror}", f"set [image] {role} to a file that is there"
+        ) from error
+
+
+def _digest(content: LockedBuffer) -> bytes:
+    with content.view() as view:
+        return hashlib.sha256(view).digest()

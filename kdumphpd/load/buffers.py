@@ -23,7 +23,7 @@ class LockedBuffer:
         self._map = mmap.mmap(-1, max(size, 1))
 
     @classmethod
-    def of(cls, content: bytes) -> LockedBuffer:
+    def of(cls, content: bytes | memoryview) -> LockedBuffer:
         """A buffer that holds ``content``."""
         buffer = cls(len(content))
         buffer._map[: len(content)] = content

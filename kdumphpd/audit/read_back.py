@@ -1,0 +1,133 @@
+"""Reading the loaded image back through ``/proc/kcore``: whose it is, its header, its digest."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from kdumphpd.header import elf
+from kdumphpd.image import parameter_block
+from kdumphpd.image.parameter_block import ParameterBlock
+from kdumphpd.machine.ranges import Range
+
+_CHUNK = 4 << 20
+#: elfcorehdr= takes any address; kexec-tools and the kernel keep to this.
+_HEADER_ALIGNMENT = 1024
+_ARGUMENT = re.compile(rb"[ \0]elfcorehdr=(0x[0-9a-f]{1,16}|[0-9]{1,20})([KM]?)[ \0\n]")
+_ARGUMENT_LENGTH = 64
+_UNITS = {b"": 1, b"K": 1 << 10, b"M": 1 << 20}
+_TRAILER_MAGIC = b"kdumphpd header\0"
+TRAILER_SIZE = len(_TRAILER_MAGIC) + 16
+
+
+class Memory(Protocol):
+    """Physical memory; see `kdumphpd.machine.kcore.PhysicalMemory`."""
+
+    def read(self, address: int, size: int) -> bytes:
+        """``size`` bytes at ``address``; MachineError if they cannot be had."""
+
+
+def trailer(block: ParameterBlock) -> bytes:
+    """What follows our headers in memory, 32 bytes: whose they are.
+
+    The crash kernel reads as many program headers as the ELF header counts and
+    nothing behind. When another loader's image has taken the place of ours, its
+    header must be told from our old one, which is still there.
+    """
+    return _TRAILER_MAGIC + block.nonce
+
+
+def find_own(memory: Memory, reservation: Range) -> ParameterBlock | None:
+    """The parameter block of our image in the reservation's last page, or None.
+
+    Other loaders write there, so a block that is there was loaded last. It
+    must also lie where it says, in this very reservation.
+    """
+    end = (reservation.end + 1) // parameter_block.PAGE_SIZE * parameter_block.PAGE_SIZE
+    block = parameter_block.parse(
+        memory.read(end - parameter_block.PAGE_SIZE, parameter_block.PAGE_SIZE)
+    )
+    if block is None or not block.regions or block.control_pad.start != reservation.start:
+        return None
+    places = (*block.regions, block.elfcorehdr, block.control_pad)
+    return block if all(reservation.contains(one) for one in places) else None
+
+
+def entry(block: ParameterBlock) -> int:
+    """Where the kernel enters our image: the purgatory, its last region."""
+    return block.regions[-1].start
+
+
+def intact(memory: Memory, block: ParameterBlock) -> bool:
+    """Whether all that the digest covers is as it was loaded: would the purgatory start it?"""
+    return parameter_block.digest_of(block, _pieces(memory, block)) == block.digest
+
+
+def _pieces(memory: Memory, block: ParameterBlock) -> Iterator[bytes]:
+    for region in block.regions:
+        for start in range(region.start, region.end + 1, _CHUNK):
+            yield memory.read(start, min(_CHUNK, region.end + 1 - start))
+
+
+def read_header(memory: Memory, address: int, limit: int) -> bytes | None:
+    """The elfcorehdr at ``address`` with all its program headers; None if there is none.
+
+    Args:
+        memory: physical memory.
+        address: of its first byte.
+        limit: bytes that it may take at most.
+    """
+    if limit < elf.EHDR.size:
+        return None
+    extent = elf.core_extent(memory.read(address, elf.EHDR.size))
+    if extent is None or extent.size > limit:
+        return None
+    return memory.read(address, extent.size)
+
+
+@dataclass(frozen=True)
+class FoundHeader:
+    """A header in memory and its address."""
+
+    address: int
+    content: bytes
+
+
+def find_foreign(memory: Memory, reservation: Range) -> tuple[FoundHeader, ...]:
+    """Headers of other loaders' images in the reservation that a command line there names.
+
+    More than one can be found: what an earlier image left is still there.
+    """
+    candidates: set[int] = set()
+    named: set[int] = set()
+    step = _CHUNK - _ARGUMENT_LENGTH
+    for start in range(reservation.start, reservation.end + 1, step):
+        data = memory.read(start, min(_CHUNK, reservation.end + 1 - start))
+        candidates.update(start + one for one in _header_offsets(data, start))
+        for match in _ARGUMENT.finditer(data):
+            named.add(int(match[1], 0) * _UNITS[match[2]])
+    return tuple(_foreign(memory, sorted(candidates & named), reservation))
+
+
+def _header_offsets(data: bytes, base: int) -> Iterator[int]:
+    offset = data.find(elf.IDENT[:7])
+    while offset >= 0:
+        if (base + offset) % _HEADER_ALIGNMENT == 0:
+            yield offset
+        offset = data.find(elf.IDENT[:7], offset + 1)
+
+
+def _foreign(memory: Memory, addresses: list[int], reservation: Range) -> Iterator[FoundHeader]:
+    for address in addresses:
+        content = read_header(memory, address, reservation.end + 1 - address)
+        if content is None:
+            continue
+        behind = address + len(content)
+        if (
+            behind + len(_TRAILER_MAGIC) <= reservation.end + 1
+            and memory.read(behind, len(_TRAILER_MAGIC)) == _TRAILER_MAGIC
+        ):
+            continue
+        yield FoundHeader(address, content)

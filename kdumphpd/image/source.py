@@ -1,0 +1,97 @@
+"""Where the image comes from: the kernel, initrd and command line that were configured."""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdumphpd.errors import ImageError
+from kdumphpd.image import bzimage
+from kdumphpd.image.bzimage import BzImage
+from kdumphpd.image.files import ImageFile
+from kdumphpd.image.layout import Room
+from kdumphpd.image.plan import CrashImage, ImageParts, ImagePlan, make_plan
+from kdumphpd.load.buffers import LockedBuffer
+from kdumphpd.machine import reservation as reservations
+from kdumphpd.machine.files import Root
+from kdumphpd.machine.snapshot import MachineReader
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """What to load, and who said so (``origin``: a configuration file's path)."""
+
+    kernel: Path
+    initrd: Path
+    command_line: str
+    origin: str
+
+
+class ImageSource:
+    """The files of one `ImageSpec`, opened at the first use and kept open.
+
+    Raises from every method:
+        InputError: a file is missing or cannot be read.
+        ImageError: a file or the command line cannot be used.
+    """
+
+    def __init__(self, spec: ImageSpec) -> None:
+        self.spec = spec
+        self._kernel: ImageFile | None = None
+        self._initrd: ImageFile | None = None
+
+    def plan(self, root: Root, reader: MachineReader, room: Room) -> ImagePlan:
+        """Plan the image for the host under ``root``; reads no more than headers and sizes."""
+        kernel, initrd = self._files()
+        resources = reader.resources()
+        parts = ImageParts(
+            kernel=_parse(kernel, five_level=reader.fixed().addresses.five_level),
+            initrd_size=initrd.size(),
+            command_line=self.spec.command_line,
+        )
+        return make_plan(
+            parts,
+            reservations.find(root, resources),
+            room,
+            resources,
+            root.read_bytes("/sys/kernel/boot_params/data"),
+        )
+
+    def image(self, plan: ImagePlan, nonce: bytes) -> CrashImage:
+        """Read the files and build the image that ``plan`` describes; the caller closes it."""
+        kernel, initrd = self._files()
+        parts = plan.parts.kernel
+        with kernel.read() as whole, whole.view() as view:
+            content = LockedBuffer.of(view[parts.offset : parts.offset + parts.size])
+        ramdisk = initrd.read()
+        if len(ramdisk) != plan.parts.initrd_size or len(content) != parts.size:
+            content.close()
+            ramdisk.close()
+            raise ImageError(
+                f"{kernel.path} or {initrd.path} changed while it was read",
+                "try again when it is complete",
+            )
+        return CrashImage.build(plan, nonce, content, ramdisk)
+
+    def close(self) -> None:
+        """Let go of the files; the next use opens what the paths name then."""
+        for one in (self._kernel, self._initrd):
+            if one is not None:
+                one.close()
+        self._kernel = self._initrd = None
+
+    def _files(self) -> tuple[ImageFile, ImageFile]:
+        if self._kernel is None:
+            self._kernel = ImageFile.open("kernel", self.spec.kernel)
+        if self._initrd is None:
+            self._initrd = ImageFile.open("initrd", self.spec.initrd)
+        return self._kernel, self._initrd
+
+
+def _parse(kernel: ImageFile, *, five_level: bool) -> BzImage:
+    name = f"kernel {kernel.path}"
+    if kernel.size() == 0:
+        return bzimage.parse(b"", name, five_level_paging=five_level)
+    with mmap.mmap(kernel.fd, 0, access=mmap.ACCESS_READ) as content:
+        return bzimage.parse(content, name, five_level_paging=five_level)

@@ -1,0 +1,189 @@
+"""Full and delta loads, each read back before it is called done.
+
+What is in the reservation outlives a load that does not name it: the kernel
+copies the segments it is given and clears nothing else. So a second
+``kexec_load(2)`` with the elfcorehdr alone and the same entry point re-arms the
+whole image (``kernel/kexec.c``, do_kexec_load; ``kernel/kexec_core.c``,
+kimage_load_crash_segment).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kdumphpd.audit import read_back
+from kdumphpd.errors import KdumphpdError, LoadError, PermissionMissingError
+from kdumphpd.header import elfcorehdr
+from kdumphpd.image.layout import Room, control_pages, room_for
+from kdumphpd.image.parameter_block import ParameterBlock
+from kdumphpd.image.plan import ImagePlan, header_segment
+from kdumphpd.image.source import ImageSource
+from kdumphpd.load.buffers import LockedBuffer
+from kdumphpd.load.segments import Segment, check
+from kdumphpd.load.syscalls import KEXEC_ARCH_X86_64, KEXEC_ON_CRASH, Kernel
+from kdumphpd.machine import reservation as reservations
+from kdumphpd.machine.files import Root
+from kdumphpd.machine.kcore import PhysicalMemory
+from kdumphpd.machine.ranges import Range, total
+from kdumphpd.machine.snapshot import Machine, MachineReader
+
+_FLAGS = KEXEC_ON_CRASH | KEXEC_ARCH_X86_64
+
+
+class NotDoneError(KdumphpdError):
+    """A load was not even tried, or did not hold; the next rung is due."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A load that was read back and found whole.
+
+    Attributes:
+        backend: ``delta`` or ``full``.
+        block: the parameter block of what is armed now.
+        unarmed_usec: microseconds in the system call.
+    """
+
+    backend: str
+    block: ParameterBlock
+    unarmed_usec: int
+
+
+class Loader:
+    """Puts images into the reservation of one host."""
+
+    def __init__(
+        self, root: Root, kernel: Kernel, reader: MachineReader, source: ImageSource
+    ) -> None:
+        self._root = root
+        self._kernel = kernel
+        self._reader = reader
+        self._source = source
+
+    def plan(self, machine: Machine, keep: ParameterBlock | None = None) -> ImagePlan:
+        """Plan the image for ``machine``.
+
+        Args:
+            machine: the present snapshot.
+            keep: take over this image's room for growth if it is enough, so that
+                the plan is the one it was loaded from.
+        """
+        return self._source.plan(self._root, self._reader, self._room(machine, keep))
+
+    def _room(self, machine: Machine, keep: ParameterBlock | None) -> Room:
+        if keep is not None:
+            room = Room(keep.control_pad.size, keep.elfcorehdr.size)
+            if fits(machine, room):
+                return room
+        reserve = elfcorehdr.reserve_size(
+            machine.fixed.possible_cpus,
+            len(machine.ram),
+            reservations.elfcorehdr_size(self._root),
+        )
+        return room_for(machine.all_ram, reserve)
+
+    def full(self, machine: Machine) -> Loaded:
+        """Load every segment in one call, with a fresh nonce.
+
+        Raises:
+            KdumphpdError: nothing was changed (no LoadError), or the kernel
+                refused or the image does not read back (LoadError): see whether
+                one is loaded.
+        """
+        self._check_permission()
+        image = self._source.image(self.plan(machine), os.urandom(16))
+        try:
+            with LockedBuffer.of(_header(machine, image.block)) as header:
+                segment = header_segment(image.block.elfcorehdr, header)
+                usec = self._load((segment, *image.static), image.plan.entry, machine)
+        finally:
+            image.close()
+        self._verify(machine, image.block)
+        return Loaded("full", image.block, usec)
+
+    def rebuilt(self, machine: Machine, block: ParameterBlock) -> ParameterBlock:
+        """The block that the configured image would have with ``block``'s nonce and room."""
+        image = self._source.image(self.plan(machine, keep=block), block.nonce)
+        image.close()
+        return image.block
+
+    def delta(self, machine: Machine, block: ParameterBlock) -> Loaded:
+        """Load the elfcorehdr alone over the armed image that ``block`` describes.
+
+        Raises:
+            NotDoneError: it would not be safe; nothing was changed.
+            LoadError: as for `full`.
+        """
+        self._check_permission()
+        content = _header(machine, block)
+        room = Room(block.control_pad.size, block.elfcorehdr.size)
+        if not fits(machine, room):
+            raise NotDoneError("the machine has outgrown the room kept free in the loaded image")
+        with PhysicalMemory(self._root) as memory:
+            if read_back.find_own(memory, self._reservation()) != block:
+                raise NotDoneError("the loaded image is not the one that was verified")
+        if not reservations.crash_loaded(self._root):
+            raise NotDoneError("no image is loaded")
+        with LockedBuffer.of(content) as header:
+            segment = header_segment(block.elfcorehdr, header)
+            usec = self._load((segment,), read_back.entry(block), machine)
+        self._verify(machine, block)
+        return Loaded("delta", block, usec)
+
+    def _check_permission(self) -> None:
+        if not self._kernel.may_load():
+            raise PermissionMissingError(
+                "loading a crash kernel needs CAP_SYS_BOOT", "run kdumphpd as root"
+            )
+
+    def _reservation(self) -> Range:
+        return reservations.find(self._root, self._reader.resources()).main
+
+    def _load(self, segments: Sequence[Segment], entry: int, machine: Machine) -> int:
+        check(segments, entry, self._reservation(), total(machine.all_ram))
+        try:
+            return self._kernel.kexec_load(entry, segments, _FLAGS)
+        except OSError as error:
+            raise refusal(error) from error
+
+    def _verify(self, machine: Machine, block: ParameterBlock) -> None:
+        """Read everything back; LoadError if it is not as it was sent."""
+        expected = _header(machine, block)
+        with PhysicalMemory(self._root) as memory:
+            if read_back.find_own(memory, self._reservation()) != block:
+                raise LoadError("after the load, the parameter block is not there")
+            if memory.read(block.elfcorehdr.start, len(expected)) != expected:
+                raise LoadError("after the load, the elfcorehdr does not read back as sent")
+            if not read_back.intact(memory, block):
+                raise LoadError("after the load, the image does not have its digest")
+        if not reservations.crash_loaded(self._root):
+            raise LoadError("after the load, the kernel says that nothing is loaded")
+
+
+def _header(machine: Machine, block: ParameterBlock) -> bytes:
+    return machine.header() + read_back.trailer(block)
+
+
+def fits(machine: Machine, room: Room) -> bool:
+    """Whether a load for ``machine`` stays within ``room``."""
+    size = len(machine.header()) + read_back.TRAILER_SIZE
+    return room.holds(control_pages(machine.all_ram), size)
+
+
+_REMEDIES = {
+    errno.EPERM: "lockdown, kernel.kexec_load_disabled or kernel.kexec_load_limit_panic forbids it",
+    errno.EACCES: "an IMA policy demands signed kernels, for which kexec_load(2) has no room",
+    errno.ENOSYS: "this kernel has no kexec_load(2) (CONFIG_KEXEC)",
+    errno.EBUSY: "another load is under way, try again",
+    errno.ENOMEM: "the reservation has no room for control pages, enlarge crashkernel=",
+}
+
+
+def refusal(error: OSError) -> LoadError:
+    """The kernel's refusal of a load, with what it means."""
+    number = error.errno or 0
+    name = errno.errorcode.get(number, str(number))
+    return LoadError(f"kexec_load: {name} ({error.strerror})", _REMEDIES.get(number, ""), number)
