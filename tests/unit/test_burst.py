@@ -123,6 +123,14 @@ def test_uevent_that_came_during_the_check_is_checked_again() -> None:
     assert burst.deadline == 540 * MS
 
 
+def test_a_look_before_the_uevent_does_not_count_towards_agreement() -> None:
+    pace = Pace(interval_usec=1 * S, settle_usec=1 * S)
+    burst = Burst.begin(pace, 0).uevent(0).checked(0, "x", Outcome.CURRENT).uevent(1)
+    burst = burst.checked(1 * S + 1, "x", Outcome.CURRENT)
+    assert burst.active, "one look after the uevent is not two"
+    assert not burst.checked(2 * S + 1, "x", Outcome.CURRENT).active
+
+
 def test_stale_audit_is_a_hint() -> None:
     burst = Burst.begin(PACE, 0).audited(3600 * S, stale=True)
     assert burst.due(3600 * S) is Action.CHECK
@@ -152,6 +160,7 @@ def test_machine_that_never_rests_is_given_up_until_the_audit() -> None:
     while burst.active:
         burst = burst.checked(burst.deadline, checks, Outcome.UPDATED)
         checks += 1
+        assert checks < 100
     assert MAX_RESTARTS < checks < 2 * MAX_RESTARTS
     assert not burst.settled
 
