@@ -1,0 +1,37 @@
+"""A virtual machine rig that tests, the demo and the benchmark share."""
+
+from __future__ import annotations
+
+from .errors import CommandFailedError, RigError
+from .gdbstub import PhysicalMemory
+from .guest_image import GuestImage, build_or_reuse
+from .guests import BOOKWORM, Guest
+from .machine import Capture, Dimm, Machine
+from .options import CAPTURE_COMMAND_LINE, GIB, MIB, MachineOptions
+from .oracles import cpu_notes_in_vmcore, expected_ram, find_pattern, ram_in_vmcore
+from .overlay import Overlay
+from .pattern import Pattern, hold_pattern
+
+__all__ = [
+    "BOOKWORM",
+    "CAPTURE_COMMAND_LINE",
+    "GIB",
+    "MIB",
+    "Capture",
+    "CommandFailedError",
+    "Dimm",
+    "Guest",
+    "GuestImage",
+    "Machine",
+    "MachineOptions",
+    "Overlay",
+    "Pattern",
+    "PhysicalMemory",
+    "RigError",
+    "build_or_reuse",
+    "cpu_notes_in_vmcore",
+    "expected_ram",
+    "find_pattern",
+    "hold_pattern",
+    "ram_in_vmcore",
+]

@@ -1,0 +1,250 @@
+"""Builds a guest's disk, kernel and initramfs, or reuses the cached ones."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import initramfs
+from .errors import RigError
+from .guests import PACKAGES, Guest
+from .progress import log, step
+
+CACHE = Path("build/vm")
+
+_HERE = Path(__file__).parent
+_FILES = _HERE / "guest"
+_CPU_RULES = "40-online-cpu.rules"
+
+# Everything that a test never needs: documentation, and the kernel modules of
+# hardware and networks which the guest does not have. dpkg lets "*" match "/".
+_LEFT_OUT = (
+    "path-exclude=/usr/share/doc/*",
+    "path-exclude=/usr/share/info/*",
+    "path-exclude=/usr/share/locale/*",
+    "path-exclude=/usr/share/man/*",
+    "path-exclude=/usr/share/zoneinfo/*",
+    "path-exclude=/etc/kernel/postinst.d/initramfs-tools",
+    "path-exclude=*/modules/*/kernel/drivers/*",
+    "path-include=*/modules/*/kernel/drivers/acpi/*",
+    "path-include=*/modules/*/kernel/drivers/block/virtio_blk*",
+    "path-include=*/modules/*/kernel/drivers/char/*",
+    "path-include=*/modules/*/kernel/drivers/dax/*",
+    "path-include=*/modules/*/kernel/drivers/firmware/*",
+    "path-include=*/modules/*/kernel/drivers/virtio/*",
+    "path-exclude=*/modules/*/kernel/fs/*",
+    "path-include=*/modules/*/kernel/fs/9p/*",
+    "path-include=*/modules/*/kernel/fs/ext4/*",
+    "path-include=*/modules/*/kernel/fs/fscache/*",
+    "path-include=*/modules/*/kernel/fs/jbd2/*",
+    "path-include=*/modules/*/kernel/fs/mbcache*",
+    "path-include=*/modules/*/kernel/fs/netfs/*",
+    "path-exclude=*/modules/*/kernel/net/*",
+    "path-include=*/modules/*/kernel/net/9p/*",
+    "path-exclude=*/modules/*/kernel/sound/*",
+)
+
+# Units that only cost time here; kexec-tools' own would unload or load behind us.
+_MASKED = (
+    "apt-daily-upgrade.timer",
+    "apt-daily.timer",
+    "dpkg-db-backup.timer",
+    "e2scrub_all.timer",
+    "e2scrub_reap.service",
+    "fstrim.timer",
+    "getty-static.service",
+    "getty@tty1.service",
+    "hwclock.service",
+    "kexec-load.service",
+    "kexec.service",
+    "kmod.service",
+    "remote-fs.target",
+    "serial-getty@ttyS0.service",
+    "systemd-binfmt.service",
+    "systemd-logind.service",
+    "systemd-pstore.service",
+    "systemd-random-seed.service",
+    "systemd-tmpfiles-clean.timer",
+    "systemd-update-utmp.service",
+)
+
+
+@dataclass(frozen=True)
+class GuestImage:
+    """A built guest: ``directory`` holds its disk, kernel and initramfs."""
+
+    guest: Guest
+    directory: Path
+
+    @property
+    def disk(self) -> Path:
+        """The root file system, ext4, to be attached with ``snapshot=on``."""
+        return self.directory / "disk.ext4"
+
+    @property
+    def kernel(self) -> Path:
+        """The bzImage; in the guest it is /boot/vmlinuz."""
+        return self.directory / "vmlinuz"
+
+    @property
+    def initramfs(self) -> Path:
+        """Boots the disk, or captures; in the guest it is /boot/capture.img."""
+        return self.directory / "initramfs.img"
+
+
+def build_or_reuse(guest: Guest, cache: Path = CACHE) -> GuestImage:
+    """Return the image of ``guest``, built only if nothing that makes it has changed."""
+    image = GuestImage(guest, (cache / f"{guest.name}-{_key(guest)}").resolve())
+    cache.mkdir(parents=True, exist_ok=True)
+    with _locked(cache / f"{guest.name}.lock"):
+        if image.directory.exists():
+            log.info("guest %s: reusing %s", guest.name, image.directory.name)
+            return image
+        if os.geteuid() != 0:
+            raise RigError("building a guest needs root: run as root, or as root once")
+        for stale in cache.glob(f"{guest.name}-*"):
+            shutil.rmtree(stale)
+        building = image.directory.with_name(image.directory.name + ".new")
+        building.mkdir()
+        with step(f"guest {guest.name}: building"):
+            _build(guest, building)
+        building.rename(image.directory)
+    return image
+
+
+def _key(guest: Guest) -> str:
+    """Digest of all that an image is made of, the code that makes it included."""
+    digest = hashlib.sha256(repr((guest, PACKAGES)).encode())
+    sources = [Path(__file__), Path(initramfs.__file__), *sorted(_FILES.iterdir())]
+    for path in sources:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _build(guest: Guest, directory: Path) -> None:
+    root = directory / "root"
+    image = GuestImage(guest, directory)
+    with step("packages (mmdebstrap)"):
+        _bootstrap(guest, root)
+    with step("Python packages (pip)"):
+        _add_wheels(guest, root)
+    _configure(root)
+    shutil.copy(root / "boot/vmlinuz", image.kernel)
+    with step("initramfs"):
+        initramfs.build(root, _FILES / "init", image.initramfs, directory / "initramfs")
+    shutil.copy(image.initramfs, root / "boot/capture.img")
+    with step("disk (mke2fs)"):
+        _make_disk(root, image.disk)
+    shutil.rmtree(root)
+    shutil.rmtree(directory / "initramfs")
+
+
+def _bootstrap(guest: Guest, root: Path) -> None:
+    include = ",".join((*PACKAGES, guest.kernel_package))
+    command = ["mmdebstrap", "--variant=minbase", "--format=directory", "--quiet"]
+    command += ["--architectures=amd64", f"--include={include}"]
+    command += [f"--dpkgopt={option}" for option in _LEFT_OUT]
+    sources = _apt_sources(guest)
+    # Without sources of its own mmdebstrap takes its default for the suite.
+    command += [guest.suite, str(root), *(["-"] if sources else [])]
+    _run(command, stdin="\n".join(sources), timeout=1800)
+
+
+def _apt_sources(guest: Guest) -> list[str]:
+    """Apt lines for ``guest`` from the mirrors that this machine itself uses."""
+    if shutil.which("apt-get") is None:
+        return []
+    listed = _run(
+        [
+            "apt-get",
+            "indextargets",
+            "--format",
+            "$(REPO_URI) $(RELEASE)",
+            "Created-By: Packages",
+            "Origin: Debian",
+            "Component: main",
+        ],
+        timeout=60,
+    )
+    archive = security = ""
+    for line in listed.splitlines():
+        uri, release = line.split()
+        if release.endswith("-security"):
+            security = uri
+        elif "-" not in release:
+            archive = uri
+    if not archive:
+        return []
+    lines = [f"deb {archive} {guest.suite}{pocket} main" for pocket in guest.pockets]
+    return lines + ([f"deb {security} {guest.suite}-security main"] if security else [])
+
+
+def _add_wheels(guest: Guest, root: Path) -> None:
+    """Install from PyPI what the suite lacks, for the guest's own Python."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile"]
+    command += ["--target", f"{root}{guest.site_packages}", "--only-binary=:all:"]
+    command += ["--implementation=cp", f"--python-version={guest.python}"]
+    command += ["--platform=manylinux2014_x86_64", "--platform=manylinux_2_17_x86_64"]
+    _run([*command, *guest.wheels], timeout=600)
+
+
+def _configure(root: Path) -> None:
+    (kernel,) = (root / "boot").glob("vmlinuz-*")
+    (root / "boot/vmlinuz").symlink_to(kernel.name)
+    for old in (root / "boot").glob("initrd.img-*"):
+        old.unlink()
+    (root / "etc/fstab").write_text("")  # guest/init mounts the only file system
+    (root / "etc/modprobe.d/rig.conf").write_text("blacklist kvm_amd\nblacklist kvm_intel\n")
+    (root / "etc/hostname").write_text("guest\n")
+    (root / "etc/machine-id").write_text("6b64756d706870642d76696d2d726967\n")
+    units = root / "etc/systemd/system"
+    for name in _MASKED:
+        (units / name).unlink(missing_ok=True)
+        (units / name).symlink_to("/dev/null")
+    (units / "default.target").symlink_to("/usr/lib/systemd/system/multi-user.target")
+    journald = root / "etc/systemd/journald.conf.d"
+    journald.mkdir(exist_ok=True)
+    shutil.copy(_FILES / "journald.conf", journald / "rig.conf")
+    shutil.copy(_FILES / _CPU_RULES, root / "etc/udev/rules.d" / _CPU_RULES)
+    hold_pattern = root / "usr/local/bin/hold-pattern"
+    shutil.copy(_FILES / "hold-pattern", hold_pattern)
+    hold_pattern.chmod(0o755)
+    # systemd would otherwise take this for a first boot, and rebuild its caches.
+    for stamp in ("etc/.updated", "var/.updated"):
+        (root / stamp).touch()
+
+
+def _make_disk(root: Path, disk: Path) -> None:
+    used = int(_run(["du", "-s", "-m", str(root)], timeout=120).split()[0])
+    command = ["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-m", "0"]
+    _run([*command, "-d", str(root), str(disk), f"{used * 5 // 4 + 256}M"], timeout=600)
+
+
+def _run(command: list[str], *, stdin: str = "", timeout: float) -> str:
+    """Run ``command``; its output is part of the error if it fails."""
+    done = subprocess.run(
+        command,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise RigError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.stdout

@@ -1,0 +1,105 @@
+"""What kind of machine to run, and the QEMU command line for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+CAPTURE_COMMAND_LINE = "console=ttyS0 nr_cpus=1 reset_devices panic=-1 acpi_no_memhotplug"
+"""What the capture kernel needs on its command line to report, to end and to dump.
+
+Without acpi_no_memhotplug its ACPI driver finds the hot-added DIMMs, takes them for its
+own RAM (drivers/acpi/acpi_memhotplug.c), and /proc/vmcore can no longer map them:
+"ioremap on RAM". RHEL has it in KDUMP_COMMANDLINE_APPEND.
+"""
+
+
+@dataclass(frozen=True)
+class MachineOptions:
+    """The virtual hardware and the first kernel's command line.
+
+    Attributes:
+        machine: QEMU machine type, ``q35`` or ``pc``, with options if need be.
+        cpu: CPU model.
+        cpus: CPUs at boot.
+        max_cpus: CPU sockets.
+        memory: bytes of RAM at boot.
+        max_memory: bytes of RAM with all DIMMs.
+        slots: DIMM slots.
+        crashkernel: value of the kernel parameter.
+        kernel_arguments: more kernel parameters.
+        qemu_arguments: more QEMU arguments.
+    """
+
+    machine: str = "q35"
+    cpu: str = "max"
+    cpus: int = 1
+    max_cpus: int = 4
+    memory: int = 2 * GIB
+    max_memory: int = 16 * GIB
+    slots: int = 8
+    crashkernel: str = "256M"
+    kernel_arguments: tuple[str, ...] = ()
+    qemu_arguments: tuple[str, ...] = ()
+
+    def kernel_command_line(self) -> str:
+        # online_movable: only memory in ZONE_MOVABLE can be unplugged again.
+        fixed = ("console=ttyS0", "panic=-1", "memhp_default_state=online_movable")
+        return " ".join((*fixed, f"crashkernel={self.crashkernel}", *self.kernel_arguments))
+
+
+@dataclass(frozen=True)
+class Sockets:
+    """Unix sockets of a machine, in a directory with a short name (sun_path is 108 bytes)."""
+
+    directory: Path
+
+    @property
+    def monitor(self) -> Path:
+        return self.directory / "qmp"
+
+    @property
+    def agent(self) -> Path:
+        return self.directory / "agent"
+
+    @property
+    def gdb(self) -> Path:
+        return self.directory / "gdb"
+
+
+def qemu_command(
+    options: MachineOptions,
+    accelerator: str,
+    kernel: Path,
+    initrd: Path,
+    disk: Path,
+    console: Path,
+    share: Path,
+    sockets: Sockets,
+) -> list[str]:
+    """Command line of QEMU; it gets SIGKILL when the thread that starts it ends."""
+    memory = f"{options.memory // MIB}M,slots={options.slots},maxmem={options.max_memory // MIB}M"
+    topology = f"sockets={options.max_cpus},cores=1,threads=1"
+    return [
+        *("setpriv", "--pdeathsig", "KILL", "--"),
+        *("qemu-system-x86_64", "-machine", options.machine, "-accel", accelerator),
+        *("-cpu", options.cpu, "-m", memory),
+        *("-smp", f"{options.cpus},maxcpus={options.max_cpus},{topology}"),
+        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *("-kernel", str(kernel), "-initrd", str(initrd)),
+        *("-append", options.kernel_command_line()),
+        *("-drive", f"file={disk},if=none,id=disk,format=raw,snapshot=on"),
+        *("-device", "virtio-blk-pci,drive=disk"),
+        *("-fsdev", f"local,id=share,path={share},security_model=none"),
+        *("-device", "virtio-9p-pci,fsdev=share,mount_tag=capture"),
+        *("-chardev", f"file,id=console,path={console}", "-serial", "chardev:console"),
+        *("-chardev", f"socket,id=agent,path={sockets.agent},server=on,wait=off"),
+        *("-device", "virtio-serial-pci"),
+        *("-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"),
+        *("-qmp", f"unix:{sockets.monitor},server=on,wait=off"),
+        *("-gdb", f"unix:{sockets.gdb},server=on,wait=off"),
+        *options.qemu_arguments,
+    ]
