@@ -1,0 +1,128 @@
+"""The text and bytes of the files of a fake kernel: pure functions, sharing no code with kdumphpd.
+
+Formats: ``kernel/resource.c`` (iomem), ``fs/proc/kcore.c`` (kcore),
+``Documentation/arch/x86/zero-page.rst`` (boot_params).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from kdumphpd.machine.ranges import Range
+
+PAGE = 4096
+ALL_ONES = 0xFFFFFFFFFFFFFFFF
+#: As KASLR would move it, at a multiple of 1 GiB; the fixed one is 0xffff888000000000.
+PAGE_OFFSET = 0xFFFF8A1540000000
+#: arch/x86/include/asm/page_64_types.h, __START_KERNEL_map, moved by KASLR.
+TEXT_MAP = 0xFFFFFFFF80000000
+_TEXT_KASLR = 0x1B000000
+
+#: Top-level lines of a q35 machine that are not RAM.
+Q35_DEVICES = (
+    (Range(0x0, 0xFFF), "Reserved"),
+    (Range(0x9FC00, 0x9FFFF), "Reserved"),
+    (Range(0xA0000, 0xBFFFF), "PCI Bus 0000:00"),
+    (Range(0xC0000, 0xC99FF), "Video ROM"),
+    (Range(0xF0000, 0xFFFFF), "Reserved"),
+    (Range(0xF0000, 0xFFFFF), "System ROM"),
+    (Range(0xB0000000, 0xBFFFFFFF), "PCI MMCONFIG 0000 [bus 00-ff]"),
+    (Range(0xB0000000, 0xBFFFFFFF), "Reserved"),
+    (Range(0xC0000000, 0xFEBFFFFF), "PCI Bus 0000:00"),
+    (Range(0xFEC00000, 0xFEC003FF), "IOAPIC 0"),
+    (Range(0xFEE00000, 0xFEE00FFF), "Local APIC"),
+    (Range(0xFFFC0000, 0xFFFFFFFF), "Reserved"),
+)
+
+
+def iomem(resources: Iterable[tuple[Range, str]]) -> str:
+    """``/proc/iomem``: each resource below the smallest one that holds it."""
+    lines = []
+    open_ranges: list[Range] = []
+    for one, name in sorted(resources, key=lambda item: (item[0].start, -item[0].end)):
+        while open_ranges and not open_ranges[-1].contains(one):
+            open_ranges.pop()
+        lines.append(f"{'  ' * len(open_ranges)}{one.start:08x}-{one.end:08x} : {name}\n")
+        open_ranges.append(one)
+    return "".join(lines)
+
+
+@dataclass(frozen=True)
+class Load:
+    """A PT_LOAD of kcore; ``paddr`` is None for what is no direct mapping."""
+
+    vaddr: int
+    paddr: int | None
+    size: int
+
+
+def kcore_loads(text: Range, ram: Sequence[Range], page_offset: int) -> list[Load]:
+    """The PT_LOADs in the kernel's order: text, vsyscall, vmalloc, modules, then RAM.
+
+    Behind each RAM range comes the vmemmap that describes it (``kclist_add_private``).
+    """
+    loads = [
+        Load(TEXT_MAP + _TEXT_KASLR, text.start, text.size),
+        Load(0xFFFFFFFFFF600000, None, PAGE),
+        Load(0xFFFFA58740000000, None, 1 << 45),
+        Load(0xFFFFFFFFC0000000, None, 0x3F000000),
+    ]
+    for one in ram:
+        first, last = -(-one.start // PAGE), (one.end + 1) // PAGE
+        if last > first:
+            start, size = first * PAGE, (last - first) * PAGE
+            loads.append(Load(page_offset + start, start, size))
+            loads.append(
+                Load(0xFFFFCF5480000000 + first * 64, None, max(PAGE, (last - first) * 64))
+            )
+    return loads
+
+
+def kcore_head(loads: Sequence[Load]) -> bytes:
+    """Everything in kcore before its first PT_LOAD: its length is where memory begins.
+
+    As in the kernel, it grows by whole pages with the number of mappings, so
+    that hotplug can move the offset of everything.
+    """
+    note = struct.pack("<III", 11, 24, 0) + b"VMCOREINFO\0\0" + b"OSRELEASE=6.1.0-fake\n\0\0\0\0"
+    table = 64 + 56 * (len(loads) + 1)
+    base = -(-(table + len(note)) // PAGE) * PAGE
+    head = elf_header(len(loads) + 1)
+    head += struct.pack("<IIQQQQQQ", 4, 0, table, 0, 0, len(note), len(note), 4)
+    for one in loads:
+        # Physical memory lies at base + address; what is not kept lies beyond the file's end.
+        offset = base + (one.vaddr & (1 << 47) - 1 if one.paddr is None else one.paddr)
+        paddr = ALL_ONES if one.paddr is None else one.paddr
+        head += struct.pack("<IIQQQQQQ", 1, 7, offset, one.vaddr, paddr, one.size, one.size, PAGE)
+    return (head + note).ljust(base, b"\0")
+
+
+def elf_header(phnum: int) -> bytes:
+    """An Elf64_Ehdr of an x86_64 core file with ``phnum`` program headers behind it."""
+    ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
+    return ident + struct.pack("<HHIQQQIHHHHHH", 4, 62, 1, 0, 64, 0, 0, 64, 56, phnum, 0, 0, 0)
+
+
+def boot_params(ram: Sequence[Range], reserved: Sequence[Range]) -> bytes:
+    """4096 bytes of struct boot_params as a SeaBIOS guest booted with GRUB shows them."""
+    page = bytearray(PAGE)
+    struct.pack_into("<BBHHBBHHHBBH", page, 0, 0, 25, 0, 0, 3, 80, 0, 0, 0, 25, 1, 16)
+    struct.pack_into("<Q", page, 0x70, 0xF5A50)  # acpi_rsdp_addr
+    entries = [(one, 1) for one in ram] + [(one, 2) for one in reserved]
+    entries = sorted(entries, key=lambda entry: entry[0])[:128]
+    page[0x1E8] = len(entries)
+    page[0x1EF] = 0xFF  # sentinel
+    struct.pack_into("<BHIHHH", page, 0x1F1, 0x27, 1, 0x7A000, 0, 0xFFFF, 0x801)
+    page[0x1FE:0x200] = b"\x55\xaa"
+    struct.pack_into("<H4sH", page, 0x200, 0x6AEB, b"HdrS", 0x20F)
+    struct.pack_into("<BBH", page, 0x210, 0x72, 0x01, 0)  # type_of_loader, loadflags
+    struct.pack_into("<III", page, 0x214, 0x100000, 0x35000000, 0x1000000)  # code32, ramdisk
+    struct.pack_into("<I", page, 0x228, 0x20000)  # cmd_line_ptr
+    struct.pack_into("<IIBBHI", page, 0x22C, 0x7FFFFFFF, 0x200000, 1, 0x15, 0x3F, 2047)
+    struct.pack_into("<Q", page, 0x250, 0x3A5E7000)  # setup_data
+    struct.pack_into("<QI", page, 0x258, 0x1000000, 0x3B4F000)  # pref_address, init_size
+    for number, (one, kind) in enumerate(entries):
+        struct.pack_into("<QQI", page, 0x2D0 + 20 * number, one.start, one.size, kind)
+    return bytes(page)

@@ -1,0 +1,528 @@
+"""A machine whose kernel is made of files: hotplug, kexec_load and its traps, without a VM.
+
+::
+
+    kernel = FakeKernel(tmp_path, ram=[Range(0x1000, 0x9fbff), Range(0x100000, 0x7ffdefff)],
+                        reservation=Range(0x6f000000, 0x7effffff), cpus=(0, 1))
+    kernel = FakeKernel.q35(tmp_path, memory=2 << 30, crashkernel=256 << 20)  # the same, shorter
+
+    root = Root(tmp_path)       # what kdumphpd reads; kernel is a syscalls.Kernel
+    kernel.root                 # the same
+
+What it is:
+
+* ``ram``: top-level System RAM of ``/proc/iomem``. ``reservation`` (crashk_res), and the
+  low one if any, lie in it. ``text``, ``crash_notes(cpu)``, ``vmcoreinfo``: where things are.
+* ``page_offset``, ``gbpages`` (1 GiB pages for the page tables of a load: fewer control pages).
+* ``proc/kcore`` is a sparse file with the real header; ``read_memory``/``write_memory`` go to the
+  same bytes that kdumphpd reads there.
+
+What can be done to it:
+
+* ``hot_add_memory``, ``hot_remove_memory`` (whole resources or a part), ``hot_add_cpu`` (with
+  ``registered=False`` for the moment at which its directory is not there yet; ``register_cpu``
+  makes it), ``hot_remove_cpu``.
+* ``kexec_load`` as ``kernel/kexec.c`` has it: what is refused early leaves the old image;
+  after that it is gone, whatever happens. Control pages come from the lowest hole that
+  overlaps no segment *of this call* and are filled with 0xCC. ``calls`` lists what was asked
+  and what came of it, ``control_pages`` what the last load took, ``entry`` where the loaded
+  image is entered.
+* ``may_load()`` and EPERM follow ``permitted``; ``load_limit`` is kernel.kexec_load_limit_panic.
+* ``fail_next(errno, before_free, times)``: the next calls fail with errno, before the old image is
+  freed (EPERM, EBUSY) or after it (ENOMEM, EFAULT).
+* ``foreign_load("kexec_load" | "kexec_file_load")``: an image of kexec-tools, as it was seen to
+  overwrite the first and the last MiB and nothing between.
+* ``unload()``: ``kexec -p -u``; the reservation's content stays.
+* ``crash(elfcorehdr)``: what a crash now would find in the header there (read by pyelftools);
+  None with nothing loaded, ``NoVmcoreError`` for a header that the crash kernel could not use.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import shutil
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from elftools.common.exceptions import ELFError
+from elftools.elf.elffile import ELFFile
+
+from kdumphpd.load.buffers import LockedBuffer
+from kdumphpd.machine.files import Root
+from kdumphpd.machine.ranges import Range
+from tests.unit import fake_files, fake_kexec
+from tests.unit.fake_kexec import ON_CRASH, PAGE, Place
+
+MIB = 1 << 20
+_TEXT_SIZE = 0x2800000
+#: sizeof(note_buf_t): a prstatus note, and an empty one that ends the list.
+_CRASH_NOTES_SIZE = 368
+#: VMCOREINFO_NOTE_SIZE, include/linux/crash_core.h.
+_VMCOREINFO_SIZE = 0x1024
+_GARBAGE = b"\xcc"
+_CPUS = "sys/devices/system/cpu"
+
+
+class SegmentLike(Protocol):
+    """What is read of kdumphpd.load.segments.Segment."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def content(self) -> LockedBuffer: ...
+    @property
+    def place(self) -> Range: ...
+
+
+@dataclass(frozen=True)
+class Call:
+    """One kexec_load; ``error`` is 0 or the errno."""
+
+    entry: int
+    places: tuple[Place, ...]
+    flags: int
+    error: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(one.name for one in self.places)
+
+
+@dataclass(frozen=True)
+class ForeignImage:
+    """Where a foreign loader put its header and command line."""
+
+    elfcorehdr: int
+    command_line: int
+    text: bytes
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the crash kernel reads: addresses of notes, and (paddr, vaddr, memsz) of PT_LOADs."""
+
+    notes: tuple[int, ...]
+    loads: tuple[tuple[int, int, int], ...]
+
+
+class NoVmcoreError(Exception):
+    """The crash kernel would find no usable header."""
+
+
+class FakeKernel:
+    """See the module's docstring."""
+
+    def __init__(
+        self,
+        directory: Path,
+        ram: Sequence[Range],
+        reservation: Range,
+        low_reservation: Range | None = None,
+        cpus: Sequence[int] = (0,),
+        possible: int = 8,
+        *,
+        page_offset: int = fake_files.PAGE_OFFSET,
+        gbpages: bool = False,
+        block_size: int = 128 * MIB,
+        text: Range | None = None,
+    ) -> None:
+        self.directory = directory
+        self.root = Root(directory)
+        self.reservation = reservation
+        self.low_reservation = low_reservation
+        self.page_offset = page_offset
+        self.gbpages = gbpages
+        self.possible = possible
+        self.permitted = True
+        self.load_limit = -1
+        self.calls: list[Call] = []
+        self.control_pages: tuple[int, ...] = ()
+        self.entry: int | None = None
+        self._resources = [(one, "System RAM") for one in sorted(ram)]
+        self._cpus: set[int] = set()
+        self._failures: list[tuple[int, bool]] = []
+        self.text = text or self._place_text()
+        self.vmcoreinfo = self.text.end + 1
+        self._base = 0
+        with open(self._kcore, "wb"):
+            pass
+        self._write_fixed(block_size)
+        self._write_memory_files()
+        for number in cpus:
+            self.hot_add_cpu(number)
+        self._set_loaded(False)
+
+    @classmethod
+    def q35(
+        cls,
+        directory: Path,
+        memory: int = 2 << 30,
+        crashkernel: int = 256 * MIB,
+        cpus: Sequence[int] = (0,),
+        possible: int = 8,
+        *,
+        gbpages: bool = False,
+    ) -> FakeKernel:
+        """A q35 guest under SeaBIOS: RAM up to 2 GiB, the rest from 4 GiB on."""
+        low = min(memory, 2 << 30)
+        ram = [Range(0x1000, 0x9FBFF), Range(MIB, low - 0x21001)]
+        if memory > low:
+            ram.append(Range(4 << 30, (4 << 30) + memory - low - 1))
+        end = (low - 16 * MIB) // (16 * MIB) * (16 * MIB)
+        reservation = Range(end - crashkernel, end - 1)
+        return cls(directory, ram, reservation, None, cpus, possible, gbpages=gbpages)
+
+    # --- the machine -------------------------------------------------------------------
+
+    @property
+    def ram(self) -> tuple[Range, ...]:
+        """System RAM resources, sorted; neighbours are not merged."""
+        return tuple(sorted(one for one, _ in self._resources))
+
+    @property
+    def cpus(self) -> tuple[int, ...]:
+        return tuple(sorted(self._cpus))
+
+    @property
+    def loaded(self) -> bool:
+        return self._file("sys/kernel/kexec_crash_loaded").read_text() == "1\n"
+
+    @property
+    def total_ram_pages(self) -> int:
+        """totalram_pages(), MemTotal: without what was taken at boot, the reservations first."""
+        taken = self.reservation.size + (self.low_reservation.size if self.low_reservation else 0)
+        total = sum(one.size for one in self.ram)
+        return (total - taken - total // 64 - self.text.size) // PAGE
+
+    def crash_notes(self, cpu: int) -> int:
+        """Address of a CPU's note buffer: made at boot for every possible CPU."""
+        return self.vmcoreinfo + 2 * PAGE + cpu * 2 * PAGE + 0x400
+
+    def hot_add_memory(self, added: Range, name: str = "System RAM") -> None:
+        """Add a DIMM (or with another name virtio_mem, kmem): all of it shows at once."""
+        if any(added.overlaps(one) for one in self.ram):
+            raise ValueError(f"{added} is there already")
+        self._resources.append((added, name))
+        self._write_memory_files()
+
+    def hot_remove_memory(self, removed: Range) -> None:
+        """Take memory away: one or more resources, or an end or middle of one."""
+        left = []
+        size = 0
+        for one, name in self._resources:
+            if not removed.overlaps(one):
+                left.append((one, name))
+                continue
+            size += min(one.end, removed.end) - max(one.start, removed.start) + 1
+            if one.start < removed.start:
+                left.append((Range(one.start, removed.start - 1), name))
+            if one.end > removed.end:
+                left.append((Range(removed.end + 1, one.end), name))
+        if size != removed.size:
+            raise ValueError(f"{removed} is not all there")
+        self._resources = left
+        self._write_memory_files()
+
+    def hot_add_cpu(self, number: int, registered: bool = True) -> None:
+        if not 0 <= number < self.possible or number in self._cpus:
+            raise ValueError(f"cpu {number} cannot be added")
+        self._cpus.add(number)
+        self._write(f"{_CPUS}/present", _cpu_list(self._cpus))
+        if registered:
+            self.register_cpu(number)
+
+    def register_cpu(self, number: int) -> None:
+        """Make the directory of a CPU that is present."""
+        self._write(f"{_CPUS}/cpu{number}/crash_notes", f"{self.crash_notes(number):x}\n")
+        self._write(f"{_CPUS}/cpu{number}/crash_notes_size", f"{_CRASH_NOTES_SIZE}\n")
+
+    def hot_remove_cpu(self, number: int) -> None:
+        self._cpus.remove(number)
+        self._write(f"{_CPUS}/present", _cpu_list(self._cpus))
+        shutil.rmtree(self._file(f"{_CPUS}/cpu{number}"), ignore_errors=True)
+
+    # --- physical memory ---------------------------------------------------------------
+
+    def read_memory(self, address: int, size: int) -> bytes:
+        self._check_mapped(address, size)
+        with open(self._kcore, "rb") as kcore:
+            return os.pread(kcore.fileno(), size, self._base + address)
+
+    def write_memory(self, address: int, data: bytes) -> None:
+        self._check_mapped(address, len(data))
+        with open(self._kcore, "r+b") as kcore:
+            os.pwrite(kcore.fileno(), data, self._base + address)
+
+    def _clear_memory(self, address: int, size: int) -> None:
+        """Fill with zeros, touching only what is not a hole of the file already."""
+        with open(self._kcore, "r+b") as kcore:
+            fd = kcore.fileno()
+            begin, end = self._base + address, self._base + address + size
+            for start, stop in _extents(fd, begin, end):
+                os.pwrite(fd, bytes(stop - start), start)
+
+    def _check_mapped(self, address: int, size: int) -> None:
+        if not any(one.start <= address and address + size - 1 <= one.end for one in self.ram):
+            raise ValueError(f"{size} bytes at {address:#x} are not in one RAM range")
+
+    # --- kexec -------------------------------------------------------------------------
+
+    def fail_next(self, code: int, before_free: bool, times: int = 1) -> None:
+        """Make the next ``times`` loads fail with errno ``code``."""
+        self._failures.extend([(code, before_free)] * times)
+
+    def may_load(self) -> bool:
+        return self.permitted
+
+    def kexec_load(self, entry: int, segments: Sequence[SegmentLike], flags: int) -> int:
+        """kexec_load(2): microseconds, of its own making, or OSError."""
+        places = tuple(_place(one) for one in segments)
+        try:
+            self._load(entry, segments, places, flags)
+        except OSError as error:
+            self.calls.append(Call(entry, places, flags, error.errno or 0))
+            raise
+        self.calls.append(Call(entry, places, flags))
+        return 1000 + sum(one.memsz for one in places) // 1024
+
+    def _load(
+        self, entry: int, segments: Sequence[SegmentLike], places: tuple[Place, ...], flags: int
+    ) -> None:
+        injected = self._failures.pop(0) if self._failures else (0, True)
+        if not self.permitted or self.load_limit == 0:
+            raise _error(errno.EPERM)
+        if self.load_limit > 0:
+            self.load_limit -= 1
+        _raise_if(fake_kexec.early_errno(len(places), flags))
+        if not flags & ON_CRASH:
+            raise _error(errno.EINVAL)  # not of the kernel: no test means to replace kexec_image
+        if injected[1]:
+            _raise_if(injected[0])
+        self._set_loaded(False)
+        self.entry = None
+        if not places:
+            return
+        total = self.total_ram_pages
+        _raise_if(fake_kexec.late_errno(entry, places, self.reservation, total))
+        tables = fake_kexec.page_tables(self.ram, self.gbpages)
+        pages = fake_kexec.control_pages(places, self.reservation, tables)
+        if pages is None:
+            raise _error(errno.ENOMEM)
+        for page in pages:
+            self.write_memory(page, _GARBAGE * PAGE)
+        _raise_if(injected[0])
+        self._copy(segments)
+        self.control_pages = tuple(pages)
+        self.entry = entry
+        self._set_loaded(True)
+
+    def _copy(self, segments: Sequence[SegmentLike]) -> None:
+        for one in segments:
+            with one.content.view() as content:
+                size = len(content)
+                self.write_memory(one.place.start, bytes(content))
+            if size < one.place.size:
+                self._clear_memory(one.place.start + size, one.place.size - size)
+
+    def unload(self) -> None:
+        """``kexec -p -u``: the content of the reservation stays as it is."""
+        self._set_loaded(False)
+        self.entry = None
+
+    def foreign_load(self, style: str = "kexec_load") -> ForeignImage:
+        """Another loader's image, as `kexec -p` or `kexec -s -p` leave the reservation.
+
+        Both write the first MiB and the last one and leave the middle alone (where
+        kdumphpd's kernel and initrd lie); kexec_file_load has its header in the first.
+        """
+        first = self.reservation.start
+        last = self.reservation.end + 1 - MIB
+        for begin in (first, last):
+            self.write_memory(begin, _GARBAGE * MIB)
+        header = {"kexec_load": last + 0x61000, "kexec_file_load": first + 0x8000}[style]
+        command_line = last + 0xFD000
+        text = f"root=/dev/vda1 irqpoll nr_cpus=1 elfcorehdr={header // 1024}K".encode()
+        self.write_memory(command_line, text + b"\0")
+        self.write_memory(header, self._foreign_header())
+        self.entry = last + 0x2000
+        self._set_loaded(True)
+        return ForeignImage(header, command_line, text)
+
+    def _foreign_header(self) -> bytes:
+        headers = [(4, 0, self.crash_notes(cpu), _CRASH_NOTES_SIZE) for cpu in self.cpus]
+        headers.append((4, 0, self.vmcoreinfo, _VMCOREINFO_SIZE))
+        loads = fake_files.kcore_loads(self.text, self._dumpable(), self.page_offset)
+        packed = fake_files.elf_header(len(headers) + sum(one.paddr is not None for one in loads))
+        for kind, vaddr, address, size in headers:
+            packed += struct.pack("<IIQQQQQQ", kind, 0, address, vaddr, address, size, size, 0)
+        for one in loads:
+            if one.paddr is not None:
+                values = (one.paddr, one.vaddr, one.paddr, one.size, one.size, 0)
+                packed += struct.pack("<IIQQQQQQ", 1, 7, *values)
+        return packed
+
+    def _dumpable(self) -> list[Range]:
+        """RAM from 1 MiB on without the reservations."""
+        holes = [Range(0, MIB - 1), self.reservation]
+        holes += [self.low_reservation] if self.low_reservation else []
+        pieces = list(self.ram)
+        for hole in holes:
+            cut = []
+            for one in pieces:
+                if not one.overlaps(hole):
+                    cut.append(one)
+                    continue
+                if one.start < hole.start:
+                    cut.append(Range(one.start, hole.start - 1))
+                if one.end > hole.end:
+                    cut.append(Range(hole.end + 1, one.end))
+            pieces = cut
+        return pieces
+
+    def crash(self, elfcorehdr: int) -> Found | None:
+        """What ``fs/proc/vmcore.c`` would make of the header at ``elfcorehdr``."""
+        if not self.loaded:
+            return None
+        size = min(1 << 22, self.reservation.end + 1 - elfcorehdr)
+        try:
+            core = ELFFile(io.BytesIO(self.read_memory(elfcorehdr, size)))
+            if core["e_type"] != "ET_CORE" or core["e_machine"] != "EM_X86_64":
+                raise NoVmcoreError(f"{core['e_type']} for {core['e_machine']}")
+            headers = [core._get_segment_header(number) for number in range(core["e_phnum"])]
+        except ELFError as error:
+            raise NoVmcoreError(str(error)) from error
+        notes = tuple(one["p_offset"] for one in headers if one["p_type"] == "PT_NOTE")
+        loads = tuple(
+            (one["p_paddr"], one["p_vaddr"], one["p_memsz"])
+            for one in headers
+            if one["p_type"] == "PT_LOAD"
+        )
+        return Found(notes, loads)
+
+    # --- files -------------------------------------------------------------------------
+
+    @property
+    def _kcore(self) -> Path:
+        return self._file("proc/kcore")
+
+    def _file(self, name: str) -> Path:
+        path = self.directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _write(self, name: str, content: str | bytes) -> None:
+        """Replace a file in one step: a reader sees the old content or the new."""
+        path = self._file(name)
+        beside = path.with_name(path.name + ".new")
+        beside.write_bytes(content.encode() if isinstance(content, str) else content)
+        beside.replace(path)
+
+    def _set_loaded(self, loaded: bool) -> None:
+        self._write("sys/kernel/kexec_crash_loaded", f"{int(loaded)}\n")
+
+    def _place_text(self) -> Range:
+        for one in self.ram:
+            start = max(one.start + 2 * MIB - 1, 16 * MIB) // (2 * MIB) * (2 * MIB)
+            place = Range(start, start + _TEXT_SIZE - 1)
+            if one.contains(place) and not place.overlaps(self.reservation):
+                return place
+        raise ValueError("no RAM range has room for the kernel text; name one with text=")
+
+    def _write_fixed(self, block_size: int) -> None:
+        self._write("sys/kernel/vmcoreinfo", f"0x{self.vmcoreinfo:016x} {_VMCOREINFO_SIZE:x}\n")
+        self._write("sys/kernel/kexec_crash_size", f"{self.reservation.size}\n")
+        self._write(f"{_CPUS}/possible", _cpu_list(range(self.possible)))
+        self._write("sys/devices/system/memory/block_size_bytes", f"{block_size:x}\n")
+        devices = [one for one, name in fake_files.Q35_DEVICES if name == "Reserved"]
+        self._write("sys/kernel/boot_params/data", fake_files.boot_params(self.ram, devices))
+        self._write("sys/kernel/boot_params/version", "0x020f\n")
+
+    def _write_memory_files(self) -> None:
+        self._write("proc/iomem", fake_files.iomem(self._iomem_resources()))
+        self._write("proc/meminfo", f"MemTotal:       {self.total_ram_pages * 4:8} kB\n")
+        loads = fake_files.kcore_loads(self.text, self.ram, self.page_offset)
+        head = fake_files.kcore_head(loads)
+        with open(self._kcore, "r+b") as kcore:
+            fd = kcore.fileno()
+            if self._base and self._base != len(head):
+                _move(fd, self._base, len(head))
+            self._base = len(head)
+            os.pwrite(fd, head, 0)
+            end = max(one.end for one in self.ram) + 1
+            os.ftruncate(fd, max(os.fstat(fd).st_size, self._base + end))
+
+    def _iomem_resources(self) -> list[tuple[Range, str]]:
+        text, size = self.text.start, self.text.size
+        inner = [
+            (Range(text, text + size // 2 - 1), "Kernel code"),
+            (Range(text + size // 2, text + size // 2 + 0xB44FFF), "Kernel rodata"),
+            (self.reservation, "Crash kernel"),
+        ]
+        if self.low_reservation:
+            inner.append((self.low_reservation, "Crash kernel"))
+        outer = [
+            (one, name)
+            for one, name in fake_files.Q35_DEVICES
+            if not any(one.overlaps(other) for other in self.ram)
+        ]
+        below = [one for one in self.ram if one.end < 4 << 30]
+        if below:
+            # Firmware tables in the page-odd end of the RAM below 4 GiB.
+            end = below[-1].end
+            tables = Range(end + 1, end + 0x1E000)
+            if not any(tables.overlaps(one) for one in self.ram):
+                outer.append((tables, "ACPI Tables"))
+            inner.append((Range(end - 0xFFF, end), "Reserved"))
+        return [*self._resources, *outer, *inner]
+
+
+def _place(segment: SegmentLike) -> Place:
+    return Place(segment.name, segment.place.start, segment.place.size, len(segment.content))
+
+
+def _cpu_list(numbers: Sequence[int] | set[int] | range) -> str:
+    """``%*pbl``: runs of numbers."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs) + "\n"
+
+
+def _extents(fd: int, begin: int, end: int) -> Iterator[tuple[int, int]]:
+    """Parts of a sparse file that hold data, in pieces of at most 1 MiB."""
+    while begin < end:
+        try:
+            begin = os.lseek(fd, begin, os.SEEK_DATA)
+        except OSError:  # ENXIO: only a hole is left
+            return
+        hole = min(os.lseek(fd, begin, os.SEEK_HOLE), end)
+        for start in range(begin, hole, MIB):
+            yield start, min(start + MIB, hole)
+        begin = hole
+
+
+def _move(fd: int, old: int, new: int) -> None:
+    """Move all memory in kcore from offset ``old`` to ``new``."""
+    size = os.fstat(fd).st_size
+    kept = [(start, os.pread(fd, stop - start, start)) for start, stop in _extents(fd, old, size)]
+    for start, data in kept:
+        os.pwrite(fd, bytes(len(data)), start)
+    for start, data in kept:
+        os.pwrite(fd, data, start - old + new)
+
+
+def _error(code: int) -> OSError:
+    return OSError(code, os.strerror(code))
+
+
+def _raise_if(code: int) -> None:
+    if code:
+        raise _error(code)
