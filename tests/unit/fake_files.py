@@ -6,9 +6,13 @@ Formats: ``kernel/resource.c`` (iomem), ``fs/proc/kcore.c`` (kcore),
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from elftools.common.exceptions import ELFError
+from elftools.elf.elffile import ELFFile
 
 from kdumphpd.machine.ranges import Range
 
@@ -103,6 +107,93 @@ def elf_header(phnum: int) -> bytes:
     """An Elf64_Ehdr of an x86_64 core file with ``phnum`` program headers behind it."""
     ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
     return ident + struct.pack("<HHIQQQIHHHHHH", 4, 62, 1, 0, 64, 0, 0, 64, 56, phnum, 0, 0, 0)
+
+
+def elfcorehdr(notes: Iterable[tuple[int, int]], loads: Iterable[Load]) -> bytes:
+    """A crash header as another loader would build it; notes are (address, size)."""
+    headers = [
+        struct.pack("<IIQQQQQQ", 4, 0, address, 0, address, size, size, 0)
+        for address, size in notes
+    ]
+    headers += [
+        struct.pack("<IIQQQQQQ", 1, 7, one.paddr, one.vaddr, one.paddr, one.size, one.size, 0)
+        for one in loads
+        if one.paddr is not None
+    ]
+    return elf_header(len(headers)) + b"".join(headers)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the crash kernel reads: addresses of notes, and (paddr, vaddr, memsz) of PT_LOADs."""
+
+    notes: tuple[int, ...]
+    loads: tuple[tuple[int, int, int], ...]
+
+
+class NoVmcoreError(Exception):
+    """The crash kernel would find no usable header."""
+
+
+def read_elfcorehdr(data: bytes) -> Found:
+    """What ``fs/proc/vmcore.c`` makes of ``data``, read by pyelftools."""
+    try:
+        core = ELFFile(io.BytesIO(data))
+        if core["e_type"] != "ET_CORE" or core["e_machine"] != "EM_X86_64":
+            raise NoVmcoreError(f"{core['e_type']} for {core['e_machine']}")
+        headers = [one.header for one in core.iter_segments()]
+    except ELFError as error:
+        raise NoVmcoreError(str(error)) from error
+    notes = tuple(one["p_offset"] for one in headers if one["p_type"] == "PT_NOTE")
+    loads = tuple(
+        (one["p_paddr"], one["p_vaddr"], one["p_memsz"])
+        for one in headers
+        if one["p_type"] == "PT_LOAD"
+    )
+    return Found(notes, loads)
+
+
+def without(ranges: Iterable[Range], holes: Iterable[Range]) -> list[Range]:
+    """``ranges`` with ``holes`` cut out."""
+    pieces = list(ranges)
+    for hole in holes:
+        cut = []
+        for one in pieces:
+            if not one.overlaps(hole):
+                cut.append(one)
+                continue
+            if one.start < hole.start:
+                cut.append(Range(one.start, hole.start - 1))
+            if one.end > hole.end:
+                cut.append(Range(hole.end + 1, one.end))
+        pieces = cut
+    return pieces
+
+
+def firmware_resources(ram: Sequence[Range]) -> list[tuple[Range, str]]:
+    """What else ``/proc/iomem`` lists around and in ``ram``: devices, ACPI tables, Reserved."""
+    found = [
+        (one, name) for one, name in Q35_DEVICES if not any(one.overlaps(other) for other in ram)
+    ]
+    below = [one.end for one in ram if one.end < 4 << 30]
+    if below:
+        end = max(below)
+        found.append((Range(end - 0xFFF, end), "Reserved"))
+        tables = Range(end + 1, end + 0x1E000)
+        if not any(tables.overlaps(one) for one in [*ram, *(one for one, _ in found)]):
+            found.append((tables, "ACPI Tables"))
+    return found
+
+
+def cpu_list(numbers: Iterable[int]) -> str:
+    """``%*pbl``: runs of numbers."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs) + "\n"
 
 
 def boot_params(ram: Sequence[Range], reserved: Sequence[Range]) -> bytes:

@@ -34,28 +34,25 @@ What can be done to it:
   overwrite the first and the last MiB and nothing between.
 * ``unload()``: ``kexec -p -u``; the reservation's content stays.
 * ``crash(elfcorehdr)``: what a crash now would find in the header there (read by pyelftools);
-  None with nothing loaded, ``NoVmcoreError`` for a header that the crash kernel could not use.
+  None with nothing loaded, ``fake_files.NoVmcoreError`` for a header that the crash kernel
+  could not use.
 """
 
 from __future__ import annotations
 
 import errno
-import io
 import os
 import shutil
-import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-
-from elftools.common.exceptions import ELFError
-from elftools.elf.elffile import ELFFile
 
 from kdumphpd.load.buffers import LockedBuffer
 from kdumphpd.machine.files import Root
 from kdumphpd.machine.ranges import Range
 from tests.unit import fake_files, fake_kexec
+from tests.unit.fake_kcore import KcoreFile
 from tests.unit.fake_kexec import ON_CRASH, PAGE, Place
 
 MIB = 1 << 20
@@ -102,18 +99,6 @@ class ForeignImage:
     text: bytes
 
 
-@dataclass(frozen=True)
-class Found:
-    """What the crash kernel reads: addresses of notes, and (paddr, vaddr, memsz) of PT_LOADs."""
-
-    notes: tuple[int, ...]
-    loads: tuple[tuple[int, int, int], ...]
-
-
-class NoVmcoreError(Exception):
-    """The crash kernel would find no usable header."""
-
-
 class FakeKernel:
     """See the module's docstring."""
 
@@ -148,9 +133,7 @@ class FakeKernel:
         self._failures: list[tuple[int, bool]] = []
         self.text = text or self._place_text()
         self.vmcoreinfo = self.text.end + 1
-        self._base = 0
-        with open(self._kcore, "wb"):
-            pass
+        self._kcore = KcoreFile(self._file("proc/kcore"))
         self._write_fixed(block_size)
         self._write_memory_files()
         for number in cpus:
@@ -212,18 +195,13 @@ class FakeKernel:
 
     def hot_remove_memory(self, removed: Range) -> None:
         """Take memory away: one or more resources, or an end or middle of one."""
-        left = []
-        size = 0
-        for one, name in self._resources:
-            if not removed.overlaps(one):
-                left.append((one, name))
-                continue
-            size += min(one.end, removed.end) - max(one.start, removed.start) + 1
-            if one.start < removed.start:
-                left.append((Range(one.start, removed.start - 1), name))
-            if one.end > removed.end:
-                left.append((Range(removed.end + 1, one.end), name))
-        if size != removed.size:
+        left = [
+            (piece, name)
+            for one, name in self._resources
+            for piece in fake_files.without([one], [removed])
+        ]
+        gone = sum(one.size for one in self.ram) - sum(one.size for one, _ in left)
+        if gone != removed.size:
             raise ValueError(f"{removed} is not all there")
         self._resources = left
         self._write_memory_files()
@@ -232,7 +210,7 @@ class FakeKernel:
         if not 0 <= number < self.possible or number in self._cpus:
             raise ValueError(f"cpu {number} cannot be added")
         self._cpus.add(number)
-        self._write(f"{_CPUS}/present", _cpu_list(self._cpus))
+        self._write(f"{_CPUS}/present", fake_files.cpu_list(self._cpus))
         if registered:
             self.register_cpu(number)
 
@@ -243,28 +221,18 @@ class FakeKernel:
 
     def hot_remove_cpu(self, number: int) -> None:
         self._cpus.remove(number)
-        self._write(f"{_CPUS}/present", _cpu_list(self._cpus))
+        self._write(f"{_CPUS}/present", fake_files.cpu_list(self._cpus))
         shutil.rmtree(self._file(f"{_CPUS}/cpu{number}"), ignore_errors=True)
 
     # --- physical memory ---------------------------------------------------------------
 
     def read_memory(self, address: int, size: int) -> bytes:
         self._check_mapped(address, size)
-        with open(self._kcore, "rb") as kcore:
-            return os.pread(kcore.fileno(), size, self._base + address)
+        return self._kcore.read(address, size)
 
     def write_memory(self, address: int, data: bytes) -> None:
         self._check_mapped(address, len(data))
-        with open(self._kcore, "r+b") as kcore:
-            os.pwrite(kcore.fileno(), data, self._base + address)
-
-    def _clear_memory(self, address: int, size: int) -> None:
-        """Fill with zeros, touching only what is not a hole of the file already."""
-        with open(self._kcore, "r+b") as kcore:
-            fd = kcore.fileno()
-            begin, end = self._base + address, self._base + address + size
-            for start, stop in _extents(fd, begin, end):
-                os.pwrite(fd, bytes(stop - start), start)
+        self._kcore.write(address, data)
 
     def _check_mapped(self, address: int, size: int) -> None:
         if not any(one.start <= address and address + size - 1 <= one.end for one in self.ram):
@@ -327,7 +295,7 @@ class FakeKernel:
                 size = len(content)
                 self.write_memory(one.place.start, bytes(content))
             if size < one.place.size:
-                self._clear_memory(one.place.start + size, one.place.size - size)
+                self._kcore.clear(one.place.start + size, one.place.size - size)
 
     def unload(self) -> None:
         """``kexec -p -u``: the content of the reservation stays as it is."""
@@ -354,61 +322,23 @@ class FakeKernel:
         return ForeignImage(header, command_line, text)
 
     def _foreign_header(self) -> bytes:
-        headers = [(4, 0, self.crash_notes(cpu), _CRASH_NOTES_SIZE) for cpu in self.cpus]
-        headers.append((4, 0, self.vmcoreinfo, _VMCOREINFO_SIZE))
-        loads = fake_files.kcore_loads(self.text, self._dumpable(), self.page_offset)
-        packed = fake_files.elf_header(len(headers) + sum(one.paddr is not None for one in loads))
-        for kind, vaddr, address, size in headers:
-            packed += struct.pack("<IIQQQQQQ", kind, 0, address, vaddr, address, size, size, 0)
-        for one in loads:
-            if one.paddr is not None:
-                values = (one.paddr, one.vaddr, one.paddr, one.size, one.size, 0)
-                packed += struct.pack("<IIQQQQQQ", 1, 7, *values)
-        return packed
-
-    def _dumpable(self) -> list[Range]:
-        """RAM from 1 MiB on without the reservations."""
         holes = [Range(0, MIB - 1), self.reservation]
         holes += [self.low_reservation] if self.low_reservation else []
-        pieces = list(self.ram)
-        for hole in holes:
-            cut = []
-            for one in pieces:
-                if not one.overlaps(hole):
-                    cut.append(one)
-                    continue
-                if one.start < hole.start:
-                    cut.append(Range(one.start, hole.start - 1))
-                if one.end > hole.end:
-                    cut.append(Range(hole.end + 1, one.end))
-            pieces = cut
-        return pieces
+        ram = fake_files.without(self.ram, holes)
+        notes = [(self.crash_notes(cpu), _CRASH_NOTES_SIZE) for cpu in self.cpus]
+        notes.append((self.vmcoreinfo, _VMCOREINFO_SIZE))
+        return fake_files.elfcorehdr(
+            notes, fake_files.kcore_loads(self.text, ram, self.page_offset)
+        )
 
-    def crash(self, elfcorehdr: int) -> Found | None:
+    def crash(self, elfcorehdr: int) -> fake_files.Found | None:
         """What ``fs/proc/vmcore.c`` would make of the header at ``elfcorehdr``."""
         if not self.loaded:
             return None
         size = min(1 << 22, self.reservation.end + 1 - elfcorehdr)
-        try:
-            core = ELFFile(io.BytesIO(self.read_memory(elfcorehdr, size)))
-            if core["e_type"] != "ET_CORE" or core["e_machine"] != "EM_X86_64":
-                raise NoVmcoreError(f"{core['e_type']} for {core['e_machine']}")
-            headers = [core._get_segment_header(number) for number in range(core["e_phnum"])]
-        except ELFError as error:
-            raise NoVmcoreError(str(error)) from error
-        notes = tuple(one["p_offset"] for one in headers if one["p_type"] == "PT_NOTE")
-        loads = tuple(
-            (one["p_paddr"], one["p_vaddr"], one["p_memsz"])
-            for one in headers
-            if one["p_type"] == "PT_LOAD"
-        )
-        return Found(notes, loads)
+        return fake_files.read_elfcorehdr(self.read_memory(elfcorehdr, size))
 
     # --- files -------------------------------------------------------------------------
-
-    @property
-    def _kcore(self) -> Path:
-        return self._file("proc/kcore")
 
     def _file(self, name: str) -> Path:
         path = self.directory / name
@@ -436,7 +366,7 @@ class FakeKernel:
     def _write_fixed(self, block_size: int) -> None:
         self._write("sys/kernel/vmcoreinfo", f"0x{self.vmcoreinfo:016x} {_VMCOREINFO_SIZE:x}\n")
         self._write("sys/kernel/kexec_crash_size", f"{self.reservation.size}\n")
-        self._write(f"{_CPUS}/possible", _cpu_list(range(self.possible)))
+        self._write(f"{_CPUS}/possible", fake_files.cpu_list(range(self.possible)))
         self._write("sys/devices/system/memory/block_size_bytes", f"{block_size:x}\n")
         devices = [one for one, name in fake_files.Q35_DEVICES if name == "Reserved"]
         self._write("sys/kernel/boot_params/data", fake_files.boot_params(self.ram, devices))
@@ -446,77 +376,23 @@ class FakeKernel:
         self._write("proc/iomem", fake_files.iomem(self._iomem_resources()))
         self._write("proc/meminfo", f"MemTotal:       {self.total_ram_pages * 4:8} kB\n")
         loads = fake_files.kcore_loads(self.text, self.ram, self.page_offset)
-        head = fake_files.kcore_head(loads)
-        with open(self._kcore, "r+b") as kcore:
-            fd = kcore.fileno()
-            if self._base and self._base != len(head):
-                _move(fd, self._base, len(head))
-            self._base = len(head)
-            os.pwrite(fd, head, 0)
-            end = max(one.end for one in self.ram) + 1
-            os.ftruncate(fd, max(os.fstat(fd).st_size, self._base + end))
+        end = max(one.end for one in self.ram) + 1
+        self._kcore.show(fake_files.kcore_head(loads), end)
 
     def _iomem_resources(self) -> list[tuple[Range, str]]:
-        text, size = self.text.start, self.text.size
+        text, half = self.text.start, self.text.size // 2
         inner = [
-            (Range(text, text + size // 2 - 1), "Kernel code"),
-            (Range(text + size // 2, text + size // 2 + 0xB44FFF), "Kernel rodata"),
+            (Range(text, text + half - 1), "Kernel code"),
+            (Range(text + half, text + half + 0xB44FFF), "Kernel rodata"),
             (self.reservation, "Crash kernel"),
         ]
         if self.low_reservation:
             inner.append((self.low_reservation, "Crash kernel"))
-        outer = [
-            (one, name)
-            for one, name in fake_files.Q35_DEVICES
-            if not any(one.overlaps(other) for other in self.ram)
-        ]
-        below = [one for one in self.ram if one.end < 4 << 30]
-        if below:
-            # Firmware tables in the page-odd end of the RAM below 4 GiB.
-            end = below[-1].end
-            tables = Range(end + 1, end + 0x1E000)
-            if not any(tables.overlaps(one) for one in self.ram):
-                outer.append((tables, "ACPI Tables"))
-            inner.append((Range(end - 0xFFF, end), "Reserved"))
-        return [*self._resources, *outer, *inner]
+        return [*self._resources, *fake_files.firmware_resources(self.ram), *inner]
 
 
 def _place(segment: SegmentLike) -> Place:
     return Place(segment.name, segment.place.start, segment.place.size, len(segment.content))
-
-
-def _cpu_list(numbers: Sequence[int] | set[int] | range) -> str:
-    """``%*pbl``: runs of numbers."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs) + "\n"
-
-
-def _extents(fd: int, begin: int, end: int) -> Iterator[tuple[int, int]]:
-    """Parts of a sparse file that hold data, in pieces of at most 1 MiB."""
-    while begin < end:
-        try:
-            begin = os.lseek(fd, begin, os.SEEK_DATA)
-        except OSError:  # ENXIO: only a hole is left
-            return
-        hole = min(os.lseek(fd, begin, os.SEEK_HOLE), end)
-        for start in range(begin, hole, MIB):
-            yield start, min(start + MIB, hole)
-        begin = hole
-
-
-def _move(fd: int, old: int, new: int) -> None:
-    """Move all memory in kcore from offset ``old`` to ``new``."""
-    size = os.fstat(fd).st_size
-    kept = [(start, os.pread(fd, stop - start, start)) for start, stop in _extents(fd, old, size)]
-    for start, data in kept:
-        os.pwrite(fd, bytes(len(data)), start)
-    for start, data in kept:
-        os.pwrite(fd, data, start - old + new)
 
 
 def _error(code: int) -> OSError:
