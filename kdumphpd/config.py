@@ -161,7 +161,7 @@ def parse(text: str, path: Path) -> Config:
     # ValueError: a number of thousands of digits; the rest are its subclasses.
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ConfigError(f"{path} is not TOML: {_brief(reason)}", "correct that line") from error
+        raise ConfigError(f"{path} is not TOML: {_brief(reason, 200)}", "correct that line") from error
     try:
         return Config.model_validate(table)
     except ValidationError as error:

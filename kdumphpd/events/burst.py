@@ -38,6 +38,8 @@ import enum
 import math
 from dataclasses import dataclass, replace
 
+from kdumphpd.config import Config
+
 # How often the gaps between looks may begin anew because something changed
 # without a uevent. With it the looks after the last uevent are bounded.
 MAX_RESTARTS = 8
@@ -74,6 +76,16 @@ class Pace:
             raise ValueError("the interval must be positive and not above the settle time")
         if self.audit_usec <= 0 or not 0 < self.max_disarmed_percent <= 100:
             raise ValueError("the audit interval and the percentage must be positive")
+
+    @classmethod
+    def of(cls, config: Config) -> Pace:
+        """Take the pace from the ``[update]`` and ``[audit]`` tables."""
+        return cls(
+            interval_usec=round(config.update.interval_seconds * 1_000_000),
+            settle_usec=round(config.update.settle_seconds * 1_000_000),
+            audit_usec=round(config.audit.interval_seconds * 1_000_000),
+            max_disarmed_percent=config.update.max_disarmed_percent,
+        )
 
     def rest_after(self, unarmed_usec: int) -> int:
         """How long to leave the host armed after ``unarmed_usec`` without."""

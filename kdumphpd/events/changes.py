@@ -86,7 +86,7 @@ def size_text(size: int) -> str:
         if size and size % unit == 0:
             return f"{size // unit} {name}"
     if size < MIB:
-        return f"{size} bytes"
+        return "1 byte" if size == 1 else f"{size} bytes"
     return f"about {size / MIB:.1f} MiB"
 
 

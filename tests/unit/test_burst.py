@@ -11,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from kdumphpd.config import Config, UpdateConfig
 from kdumphpd.events.burst import MAX_RESTARTS, Action, Burst, Outcome, Pace
 
 MS = 1_000
@@ -101,6 +102,13 @@ def test_update_waits_one_hundred_times_the_last_window() -> None:
     assert burst.deadline == 520 * MS, "the look goes on"
     burst = burst.checked(520 * MS, "two", Outcome.HELD)
     assert burst.deadline == 2020 * MS, "the update comes as soon as it may"
+
+
+def test_pace_is_that_of_the_configuration() -> None:
+    assert Pace.of(Config()) == Pace() == PACE
+    slow = Config(update=UpdateConfig(interval_seconds=2, settle_seconds=3.5))
+    assert Pace.of(slow).interval_usec == 2 * S
+    assert Pace.of(slow).settle_usec == 3500 * MS
 
 
 def test_smaller_percentage_rests_longer() -> None:
