@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import kdumphpd.image
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+BUILD = REPOSITORY / "build" / "purgatory"
+
+
+@pytest.fixture(scope="session")
+def purgatory_build() -> Path:
+    """Directory with a purgatory.elf and purgatory.bin built from this tree."""
+    # A virtual environment's tools count even when it is not activated.
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    environment = {**os.environ, "PATH": path}
+    if shutil.which("meson", path=path) is None:
+        pytest.fail("meson is missing: install the test extra's build tools (meson, ninja)")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD.parent / "purgatory.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (BUILD / "build.ninja").exists():
+            _run(["meson", "setup", str(BUILD), str(REPOSITORY)], environment)
+        _run(["meson", "compile", "-C", str(BUILD)], environment)
+    return BUILD / "kdumphpd" / "image" / "purgatory"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def purgatory_binary(purgatory_build: Path) -> bytes:
+    """The purgatory of this tree, put where the package looks for it.
+
+    Only when the package is imported from the source tree; an installed one
+    has its own, and it is that one which is tested.
+    """
+    package = Path(kdumphpd.image.__file__).parent
+    place = package / "purgatory.bin"
+    if package == REPOSITORY / "kdumphpd" / "image":
+        built = (purgatory_build / "purgatory.bin").read_bytes()
+        if not place.exists() or place.read_bytes() != built:
+            fresh = place.with_suffix(f".{os.getpid()}")
+            fresh.write_bytes(built)
+            fresh.replace(place)
+    return place.read_bytes()
+
+
+def _run(command: list[str], environment: dict[str, str]) -> None:
+    result = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    if result.returncode:
+        pytest.fail(f"{' '.join(command)}:\n{result.stdout}{result.stderr}")
