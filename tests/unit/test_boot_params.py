@@ -128,7 +128,7 @@ entry_lists = st.lists(
 
 @given(
     st.binary(max_size=64).map(lambda seed: ((seed + b"\x5a") * 4096)[:4096]),
-    st.integers(0, (1 << 60) - 1).map(lambda page: page * 16),
+    st.integers(0, (1 << 48) - 1).map(lambda unit: unit * 16),  # 52 bits, as x86_64 has
     st.binary(max_size=2047).map(lambda line: line.replace(b"\0", b" ")),
     st.none()
     | st.tuples(st.integers(0, 1 << 52), st.integers(1, 1 << 40)).map(
