@@ -125,7 +125,10 @@ def elfcorehdr(notes: Iterable[tuple[int, int]], loads: Iterable[Load]) -> bytes
 
 @dataclass(frozen=True)
 class Found:
-    """What the crash kernel reads: addresses of notes, and (paddr, vaddr, memsz) of PT_LOADs."""
+    """Addresses of notes, and (address, vaddr, memsz) of memory, each by its p_offset.
+
+    p_offset is where the crash kernel reads from; p_paddr it only hands on.
+    """
 
     notes: tuple[int, ...]
     loads: tuple[tuple[int, int, int], ...]
@@ -136,17 +139,36 @@ class NoVmcoreError(Exception):
 
 
 def read_elfcorehdr(data: bytes) -> Found:
-    """What ``fs/proc/vmcore.c`` makes of ``data``, read by pyelftools."""
+    """What ``fs/proc/vmcore.c`` makes of ``data``: its checks, and pyelftools' reading.
+
+    parse_crash_elf64_headers takes nothing else than what is checked here, and
+    wherever e_phoff points, it reads the program headers behind the ELF header.
+    """
     try:
         core = ELFFile(io.BytesIO(data))
-        if core["e_type"] != "ET_CORE" or core["e_machine"] != "EM_X86_64":
-            raise NoVmcoreError(f"{core['e_type']} for {core['e_machine']}")
-        headers = [one.header for one in core.iter_segments()]
     except ELFError as error:
         raise NoVmcoreError(str(error)) from error
+    sane = {
+        "e_type": "ET_CORE",
+        "e_machine": "EM_X86_64",
+        "e_version": "EV_CURRENT",
+        "e_ehsize": 64,
+        "e_phentsize": 56,
+    }
+    for field, value in sane.items():
+        if core[field] != value:
+            raise NoVmcoreError(f"{field} is {core[field]}")
+    if core["e_ident"]["EI_VERSION"] != "EV_CURRENT" or not core.little_endian:
+        raise NoVmcoreError("e_ident")
+    if core.elfclass != 64 or not core["e_phnum"]:
+        raise NoVmcoreError("no program headers")
+    core.header["e_phoff"] = 64
+    if len(data) < 64 + 56 * core["e_phnum"]:
+        raise NoVmcoreError("cut off")
+    headers = [core._get_segment_header(number) for number in range(core["e_phnum"])]
     notes = tuple(one["p_offset"] for one in headers if one["p_type"] == "PT_NOTE")
     loads = tuple(
-        (one["p_paddr"], one["p_vaddr"], one["p_memsz"])
+        (one["p_offset"], one["p_vaddr"], one["p_memsz"])
         for one in headers
         if one["p_type"] == "PT_LOAD"
     )

@@ -108,26 +108,23 @@ def page_tables(ram: Iterable[Range], gbpages: bool) -> int:
     """Pages of identity page tables below the root (``arch/x86/mm/ident_map.c``).
 
     A PUD for each 512 GiB that is touched, and a PMD for each GiB of it, but with 1 GiB
-    pages only for each GiB that is RAM in part. Gaps of less than 2 MiB do not count,
-    since whole large pages are mapped.
+    pages only for each GiB that no one range covers (commit cc31744a2945). The first
+    MiB is always mapped whole (``arch/x86/mm/init.c``, init_mem_mapping).
     """
-    covered: dict[int, int] = {}
-    for start, end in _large_pages(ram):
-        for gib in range(start // GIB, (end - 1) // GIB + 1):
-            part = min(end, (gib + 1) * GIB) - max(start, gib * GIB)
-            covered[gib] = covered.get(gib, 0) + part
-    partial = sum(1 for size in covered.values() if not gbpages or size < GIB)
-    return partial + len({gib // 512 for gib in covered})
+    touched: set[int] = set()
+    whole: set[int] = set()
+    for start, end in _spans([Range(0, 0xFFFFF), *ram]):
+        touched.update(range(start // GIB, (end - 1) // GIB + 1))
+        whole.update(range(-(-start // GIB), end // GIB))
+    return len(touched - whole if gbpages else touched) + len({gib // 512 for gib in touched})
 
 
-def _large_pages(ram: Iterable[Range]) -> list[list[int]]:
-    """``ram`` as half-open spans of whole 2 MiB pages, joined."""
-    large = 2 << 20
-    spans: list[list[int]] = []
-    for one in sorted(ram):
-        start, end = one.start // large * large, -(-(one.end + 1) // large) * large
-        if spans and start <= spans[-1][1]:
-            spans[-1][1] = max(end, spans[-1][1])
+def _spans(ranges: Iterable[Range]) -> list[tuple[int, int]]:
+    """Half-open spans; those that touch are one."""
+    spans: list[tuple[int, int]] = []
+    for one in sorted(ranges):
+        if spans and one.start <= spans[-1][1]:
+            spans[-1] = (spans[-1][0], max(one.end + 1, spans[-1][1]))
         else:
-            spans.append([start, end])
+            spans.append((one.start, one.end + 1))
     return spans
