@@ -50,13 +50,26 @@ class Mended:
         loaded: the load that succeeded, or None.
         failures: what was tried before and why it failed, a sentence each.
         armed: whether a crash kernel is loaded now.
-        busy: another load was under way; nothing was changed.
+        cause: the last failure, if nothing was loaded.
     """
 
     loaded: Loaded | None
     failures: tuple[str, ...]
     armed: bool
-    busy: bool = False
+    cause: KdumphpdError | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether another load was under way, so that nothing was changed."""
+        return isinstance(self.cause, LoadError) and self.cause.errno == errno.EBUSY
+
+    def error(self) -> KdumphpdError:
+        """The failure as one error, with the exit code of its cause."""
+        armed = "the crash kernel that was loaded still is" if self.armed else "NOTHING is loaded"
+        error = KdumphpdError("; ".join((*self.failures, armed)))
+        if self.cause is not None:
+            error.exit_code = self.cause.exit_code
+        return error
 
 
 class Keeper:
@@ -107,8 +120,9 @@ class Keeper:
             except KdumphpdError as error:
                 failures.append(f"delta: {error}")
                 self._verified = None
-                if _is_busy(error):
-                    return self._failed(failures, busy=True)
+                failed = self._failed(failures, error)
+                if failed.busy:
+                    return failed
             else:
                 self._verified = loaded.block
                 return Mended(loaded, (), armed=True)
@@ -122,13 +136,12 @@ class Keeper:
         except KdumphpdError as error:
             failures.append(f"full: {error}")
             self._verified = None
-            return self._failed(failures, busy=_is_busy(error))
+            return self._failed(failures, error)
         self._verified = loaded.block
         return Mended(loaded, tuple(failures), armed=True)
 
-    def _failed(self, failures: list[str], *, busy: bool) -> Mended:
-        armed = reservations.crash_loaded(self._root)
-        return Mended(None, tuple(failures), armed, busy)
+    def _failed(self, failures: list[str], cause: KdumphpdError) -> Mended:
+        return Mended(None, tuple(failures), reservations.crash_loaded(self._root), cause)
 
     def _intact(self, block: ParameterBlock) -> bool:
         with PhysicalMemory(self._root) as memory:
@@ -147,7 +160,3 @@ class Keeper:
             machine.cpu_numbers,
             machine.fixed.memory_block_size,
         )
-
-
-def _is_busy(error: KdumphpdError) -> bool:
-    return isinstance(error, LoadError) and error.errno == errno.EBUSY

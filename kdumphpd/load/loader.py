@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kdumphpd.audit import read_back
@@ -45,23 +45,39 @@ class Loaded:
         backend: ``delta`` or ``full``.
         block: the parameter block of what is armed now.
         unarmed_usec: microseconds in the system call.
+        live_at: when it returned, in microseconds of the loader's clock.
     """
 
     backend: str
     block: ParameterBlock
     unarmed_usec: int
+    live_at: int
 
 
 class Loader:
-    """Puts images into the reservation of one host."""
+    """Puts images into the reservation of one host.
+
+    Args:
+        root: the host.
+        kernel: makes the system calls.
+        reader: reads the machine.
+        source: the kernel, initrd and command line.
+        clock: microseconds of CLOCK_MONOTONIC.
+    """
 
     def __init__(
-        self, root: Root, kernel: Kernel, reader: MachineReader, source: ImageSource
+        self,
+        root: Root,
+        kernel: Kernel,
+        reader: MachineReader,
+        source: ImageSource,
+        clock: Callable[[], int],
     ) -> None:
         self._root = root
         self._kernel = kernel
         self._reader = reader
         self._source = source
+        self._clock = clock
 
     def plan(self, machine: Machine, keep: ParameterBlock | None = None) -> ImagePlan:
         """Plan the image for ``machine``.
@@ -99,10 +115,11 @@ class Loader:
             with LockedBuffer.of(_header(machine, image.block)) as header:
                 segment = header_segment(image.block.elfcorehdr, header)
                 usec = self._load((segment, *image.static), image.plan.entry, machine)
+                live_at = self._clock()
         finally:
             image.close()
         self._verify(machine, image.block)
-        return Loaded("full", image.block, usec)
+        return Loaded("full", image.block, usec, live_at)
 
     def rebuilt(self, machine: Machine, block: ParameterBlock) -> ParameterBlock:
         """The block that the configured image would have with ``block``'s nonce and room."""
@@ -130,8 +147,9 @@ class Loader:
         with LockedBuffer.of(content) as header:
             segment = header_segment(block.elfcorehdr, header)
             usec = self._load((segment,), read_back.entry(block), machine)
+            live_at = self._clock()
         self._verify(machine, block)
-        return Loaded("delta", block, usec)
+        return Loaded("delta", block, usec, live_at)
 
     def _check_permission(self) -> None:
         if not self._kernel.may_load():

@@ -1,0 +1,125 @@
+"""The command line: arguments in, text or JSON and an exit code out."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from kdumphpd import commands
+from kdumphpd.config import DEFAULT_PATH
+from kdumphpd.errors import ExitCode, KdumphpdError
+
+_DESCRIPTION = """\
+Keeps the crash image that kdump uses current across CPU and memory hotplug, and
+says whether a crash right now would give a complete vmcore."""
+
+_EPILOG = """\
+exit codes:
+  0   done; audit: a crash right now would give a complete vmcore
+  1   audit: stale or damaged      2   audit: nothing is loaded
+  3   audit: unknown, it says why
+  64  wrong arguments              65  kernel, initrd or command line unusable
+  66  a file is missing            69  the host lacks something
+  71  the kernel refused the load  75  another kdumphpd is running
+  77  a capability is missing      78  the configuration is wrong
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        # argparse would exit with 2, which is a verdict of audit.
+        self.print_usage(sys.stderr)
+        self.exit(ExitCode.USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser; each command's function is its default ``command``."""
+    parser = _Parser(
+        prog="kdumphpd",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, summary: str, description: str) -> argparse.ArgumentParser:
+        sub = subparsers.add_parser(
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. {description}"
+        )
+        sub.add_argument(
+            "--config", type=Path, default=DEFAULT_PATH, metavar="FILE", help="default: %(default)s"
+        )
+        return sub
+
+    run = add(
+        "run",
+        "follow hotplug until stopped (the service)",
+        "Loads the image if none is loaded, then watches uevents. SIGHUP reads the "
+        "configuration again, SIGUSR1 logs the status. Records go to the journal, or to "
+        "standard error where there is none.",
+    )
+    run.set_defaults(command=commands.run)
+    for name, command, summary, description in (
+        ("load", commands.load, "load the whole image once", "Replaces whatever is loaded."),
+        (
+            "update",
+            commands.update,
+            "make the loaded header current once",
+            "Rewrites the elfcorehdr alone if the loaded image is ours and intact, and "
+            "loads the whole image otherwise. Another program's image is left alone.",
+        ),
+        (
+            "audit",
+            commands.audit,
+            "say whether a crash now would give a complete vmcore",
+            "Reads the loaded image back and compares it with the machine, whoever loaded "
+            "it. The exit code is the verdict: 0 complete, 1 stale or damaged, 2 unloaded, "
+            "3 unknown.",
+        ),
+        (
+            "plan",
+            commands.plan,
+            "show the layout that load would use",
+            "Changes nothing. With --root it plans for a recorded tree, without privileges.",
+        ),
+    ):
+        sub = add(name, summary, description)
+        sub.add_argument("--json", action="store_true", help="machine-readable output")
+        sub.set_defaults(command=command)
+        if name == "plan":
+            sub.add_argument(
+                "--root",
+                type=Path,
+                default=Path("/"),
+                metavar="DIR",
+                help="a tree with proc, sys, etc and the image's files of the host to plan for",
+            )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return int(arguments.command(arguments))
+    except KdumphpdError as error:
+        print(f"kdumphpd: {error}", file=sys.stderr)
+        return int(error.exit_code)
+    except BrokenPipeError:
+        return int(ExitCode.OK)
+
+
+def _version() -> str:
+    try:
+        return f"kdumphpd {importlib.metadata.version('kdumphpd')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "kdumphpd, not installed"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""What each command does; printing is in `kdumphpd.report.text`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from kdumphpd.audit.audit import audit as run_audit
+from kdumphpd.audit.compare import Verdict
+from kdumphpd.daemon import run_daemon
+from kdumphpd.errors import ExitCode, MachineError
+from kdumphpd.host import Host, open_host
+from kdumphpd.load.keeper import Mended, State
+from kdumphpd.load.lock import single_instance
+from kdumphpd.load.syscalls import LiveKernel
+from kdumphpd.machine.files import Root
+from kdumphpd.machine.ranges import total
+from kdumphpd.machine.snapshot import Machine, MachineReader
+from kdumphpd.report import text
+
+_VERDICT_CODES = {
+    Verdict.COMPLETE: 0,
+    Verdict.STALE: 1,
+    Verdict.DAMAGED: 1,
+    Verdict.UNLOADED: 2,
+    Verdict.UNKNOWN: 3,
+}
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """``kdumphpd run``."""
+    return run_daemon(Root(), LiveKernel(), arguments.config)
+
+
+def load(arguments: argparse.Namespace) -> int:
+    """``kdumphpd load``."""
+    host = _host(arguments)
+    with single_instance(host.root):
+        machine = host.reader.snapshot()
+        mended = host.keeper.load(machine)
+    return _show_load(arguments, host, machine, mended)
+
+
+def update(arguments: argparse.Namespace) -> int:
+    """``kdumphpd update``."""
+    host = _host(arguments)
+    with single_instance(host.root):
+        look = host.keeper.look()
+        if look.state is State.UNLOADED:
+            raise MachineError("no crash kernel is loaded", "load one with kdumphpd load")
+        if look.state is State.FOREIGN:
+            raise MachineError(
+                "the loaded crash kernel was not loaded by kdumphpd",
+                "replace it with kdumphpd load if that is what you want",
+            )
+        if look.state is State.CURRENT:
+            return _show(arguments, {"changed": False}, "unchanged: the loaded header is current")
+        mended = host.keeper.mend(look)
+    return _show_load(arguments, host, look.machine, mended)
+
+
+def audit(arguments: argparse.Namespace) -> int:
+    """``kdumphpd audit``; its exit code is the verdict."""
+    root = Root()
+    found = run_audit(root, MachineReader(root))
+    _show(arguments, found.to_json(), text.audit(found))
+    return _VERDICT_CODES[found.verdict]
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    """``kdumphpd plan``."""
+    host = open_host(Root(arguments.root), LiveKernel(), arguments.config)
+    machine = host.reader.snapshot()
+    planned = host.loader.plan(machine)
+    return _show(
+        arguments,
+        text.plan_json(planned, machine, host.source.spec),
+        text.plan(planned, machine, host.source.spec),
+    )
+
+
+def _host(arguments: argparse.Namespace) -> Host:
+    return open_host(Root(), LiveKernel(), arguments.config)
+
+
+def _show_load(arguments: argparse.Namespace, host: Host, machine: Machine, mended: Mended) -> int:
+    if mended.loaded is None:
+        raise mended.error()
+    found = run_audit(host.root, host.reader)
+    loaded = mended.loaded
+    result = {
+        "changed": True,
+        "backend": loaded.backend,
+        "unarmed_usec": loaded.unarmed_usec,
+        "verdict": found.verdict.value,
+        "cpus": sorted(machine.cpu_numbers),
+        "memory": [[one.start, one.end] for one in machine.ram],
+        "memory_bytes": total(machine.ram),
+        "failures": list(mended.failures),
+    }
+    lines = [*mended.failures, text.loaded(loaded, machine), text.audit(found)]
+    return _show(arguments, result, "\n".join(lines))
+
+
+def _show(arguments: argparse.Namespace, result: dict[str, Any], shown: str) -> int:
+    print(json.dumps(result, indent=2) if arguments.json else shown)
+    return int(ExitCode.OK)

@@ -1,0 +1,122 @@
+"""The daemon's loop: file descriptors, signals and time go in, the service does the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from kdumphpd.events.monitor import UeventMonitor, UeventSource, kernel_monitor
+from kdumphpd.host import monotonic_usec, open_host
+from kdumphpd.load.lock import single_instance
+from kdumphpd.load.syscalls import Kernel
+from kdumphpd.machine.files import Root
+from kdumphpd.report.journal import Reporter
+from kdumphpd.report.notify import Notifier, watchdog_usec
+from kdumphpd.service import Service
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+
+def run_daemon(root: Root, kernel: Kernel, config: Path) -> int:
+    """Run the service on the live host until SIGTERM or SIGINT; returns the exit code.
+
+    Raises:
+        KdumphpdError: it cannot start; what was loaded before still is.
+    """
+    with single_instance(root), _signals() as signals:
+        # The monitor comes first: no event falls between the first look and it.
+        monitor = UeventMonitor(kernel_monitor())
+        reporter = Reporter.to_stderr()
+        service = Service(lambda: open_host(root, kernel, config), reporter, monotonic_usec)
+        service.start()
+        Loop(service, monitor, signals, Notifier(), watchdog_usec(os.environ, os.getpid())).run()
+        service.stop()
+    return 0
+
+
+class Loop:
+    """Waits for whatever comes first, and never longer than the watchdog allows.
+
+    Args:
+        service: does the work.
+        monitor: the uevents.
+        signals: a socket with a byte for each signal that arrived.
+        notifier: tells the service manager.
+        watchdog_usec: how long the service manager waits for a sign of life, or None.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        monitor: UeventSource,
+        signals: socket.socket,
+        notifier: Notifier,
+        watchdog_usec: int | None,
+    ) -> None:
+        self._service = service
+        self._monitor = monitor
+        self._signals = signals
+        self._notifier = notifier
+        self._watchdog_usec = watchdog_usec
+        self._stopping = False
+
+    def run(self) -> None:
+        """Run until SIGTERM or SIGINT."""
+        self._notifier.ready()
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._monitor, selectors.EVENT_READ, self._uevents)
+            selector.register(self._signals, selectors.EVENT_READ, self._take_signals)
+            while not self._stopping:
+                self._notifier.status(self._service.status)
+                for key, _ in selector.select(self._patience()):
+                    key.data()
+                if not self._stopping:
+                    self._service.turn()
+                self._notifier.watchdog()
+        self._notifier.stopping()
+
+    def _patience(self) -> float:
+        wait = max(0, self._service.deadline - monotonic_usec())
+        if self._watchdog_usec is not None:
+            wait = min(wait, self._watchdog_usec // 2)
+        return wait / 1e6
+
+    def _uevents(self) -> None:
+        self._service.uevents(self._monitor.drain())
+
+    def _take_signals(self) -> None:
+        for number in self._signals.recv(64):
+            if number in (signal.SIGTERM, signal.SIGINT):
+                self._stopping = True
+            elif number == signal.SIGHUP:
+                self._notifier.reloading(monotonic_usec())
+                self._service.reload()
+                self._notifier.ready()
+            elif number == signal.SIGUSR1:
+                self._service.report_status()
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[socket.socket]:
+    """A socket that gets a byte with the number of each signal of `SIGNALS`."""
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        reader.setblocking(False)
+        writer.setblocking(False)
+        before = {number: signal.signal(number, _ignore) for number in SIGNALS}
+        previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        try:
+            yield reader
+        finally:
+            signal.set_wakeup_fd(previous)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _ignore(number: int, frame: object) -> None:
+    """The wakeup descriptor has the number already."""

@@ -1,0 +1,59 @@
+"""The parts of a host put together: what every command and the daemon begin with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdumphpd.config import Config, explicit_image, load_config
+from kdumphpd.image.source import ImageSource, ImageSpec
+from kdumphpd.load.keeper import Keeper
+from kdumphpd.load.loader import Loader
+from kdumphpd.load.syscalls import Kernel
+from kdumphpd.machine.files import Root
+from kdumphpd.machine.snapshot import MachineReader
+
+
+@dataclass(frozen=True)
+class Host:
+    """One host, live or recorded, with the image that its configuration asks for."""
+
+    root: Root
+    config: Config
+    reader: MachineReader
+    source: ImageSource
+    loader: Loader
+    keeper: Keeper
+
+
+def read_config(root: Root, path: Path) -> Config:
+    """The configuration under ``root``; raises ConfigError."""
+    return load_config(root.path(str(path)), check_owner=root.is_live)
+
+
+def monotonic_usec() -> int:
+    """CLOCK_MONOTONIC in microseconds, the clock of everything here."""
+    return time.monotonic_ns() // 1000
+
+
+def open_host(
+    root: Root, kernel: Kernel, path: Path, clock: Callable[[], int] = monotonic_usec
+) -> Host:
+    """Read the configuration at ``path`` under ``root`` and put the parts together.
+
+    Raises:
+        ConfigError: the configuration cannot be used.
+    """
+    config = read_config(root, path)
+    image = explicit_image(config, root.path(str(path)))
+    spec = ImageSpec(
+        root.path(str(image.kernel)),
+        root.path(str(image.initrd)),
+        image.command_line,
+        origin=str(root.path(str(path))),
+    )
+    reader, source = MachineReader(root), ImageSource(spec)
+    loader = Loader(root, kernel, reader, source, clock)
+    return Host(root, config, reader, source, loader, Keeper(root, reader, loader))

@@ -1,0 +1,162 @@
+"""Plans, loads and audits as text for 80 columns, and the plan as JSON."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+from kdumphpd.audit.audit import Audit
+from kdumphpd.audit.compare import Difference
+from kdumphpd.events.changes import cpu_list, size_text
+from kdumphpd.image.layout import PAGE, control_pages
+from kdumphpd.image.plan import ImagePlan
+from kdumphpd.image.source import ImageSpec
+from kdumphpd.load.loader import Loaded
+from kdumphpd.machine.ranges import Range, total
+from kdumphpd.machine.snapshot import Machine
+from kdumphpd.report.fields import duration_text
+
+_LABEL = 14
+
+
+def _line(label: str, value: str) -> str:
+    return textwrap.fill(
+        value,
+        width=79,
+        initial_indent=f"{label:<{_LABEL}}",
+        subsequent_indent=" " * _LABEL,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+
+
+def machine_summary(machine: Machine) -> str:
+    """CPUs and memory that a vmcore must hold."""
+    count = len(machine.ram)
+    return (
+        f"{_cpus(len(machine.cpus))}, {size_text(total(machine.ram))} of memory in "
+        f"{count} range{'s' if count != 1 else ''}"
+    )
+
+
+def _cpus(count: int) -> str:
+    return f"{count} CPU{'s' if count != 1 else ''}"
+
+
+def loaded(one: Loaded, machine: Machine) -> str:
+    """What a load did."""
+    return (
+        f"{one.backend} load: {machine_summary(machine)}; "
+        f"not armed for {duration_text(one.unarmed_usec)}"
+    )
+
+
+def audit(found: Audit) -> str:
+    """An audit, the verdict first."""
+    lines = [_line("verdict", found.verdict.value)]
+    lines += [_line("because", reason) for reason in found.reasons]
+    if found.managed_by:
+        lines.append(_line("managed by", found.managed_by))
+    header = found.header
+    if header:
+        lines.append(_line("header", f"{header.address:#x}, {header.size} bytes"))
+        lines.append(_line("CPUs", f"{cpu_list(header.cpus)} (of {header.notes} notes)"))
+        lines += _memory("memory", header.memory)
+    lines += _difference("missing", found.missing)
+    lines += _difference("extra", found.extra)
+    if found.verified is not None:
+        state = "has its digest" if found.verified else "DOES NOT HAVE ITS DIGEST"
+        lines.append(_line("image", state))
+    lines += [_line("", f"{place} {name}") for name, place in found.segments]
+    return "\n".join(lines)
+
+
+def _memory(label: str, ranges: tuple[Range, ...]) -> list[str]:
+    return [
+        _line(label if not index else "", f"{one} {size_text(one.size)}")
+        for index, one in enumerate(ranges)
+    ]
+
+
+def _difference(label: str, one: Difference) -> list[str]:
+    lines = _memory(label, one.memory)
+    if one.cpus:
+        lines.append(_line(label if not lines else "", f"CPUs {cpu_list(one.cpus)}"))
+    return lines
+
+
+def plan(planned: ImagePlan, machine: Machine, spec: ImageSpec) -> str:
+    """A plan: what goes where, and how far it can grow."""
+    layout, room = planned.layout, planned.room
+    used = len(machine.header())
+    lines = [
+        _line("kernel", str(spec.kernel)),
+        _line("initrd", str(spec.initrd)),
+        _line("command line", planned.command_line),
+        _line("named by", spec.origin),
+        _line("describes", machine_summary(machine)),
+        _line("reservation", f"{layout.reservation} {size_text(layout.reservation.size)}"),
+        _line("entry", f"{planned.entry:#x} (purgatory)"),
+        "",
+        "segments",
+    ]
+    lines += [
+        f"  {place.start:#013x}-{place.end:#013x}  {size_text(place.size):>14}  {name}"
+        for name, place in layout.parts()
+    ]
+    pages = control_pages(machine.all_ram)
+    lines += [
+        "",
+        _line(
+            "control pad",
+            f"{room.pad // PAGE} pages, enough for {planned.capacity_gib} GiB of RAM; "
+            f"at most {pages} in use now",
+        ),
+        _line("elfcorehdr", f"{used} of {room.elfcorehdr} reserved bytes in use"),
+        "",
+        "memory map of the crash kernel (e820)",
+    ]
+    lines += [f"  {entry}" for entry in planned.memory_map]
+    return "\n".join(lines)
+
+
+def plan_json(planned: ImagePlan, machine: Machine, spec: ImageSpec) -> dict[str, Any]:
+    """A plan for programs; addresses and sizes in bytes, ends included."""
+    layout, room = planned.layout, planned.room
+    digested = ("kernel", "initrd", "boot_params")
+    return {
+        "kernel": str(spec.kernel),
+        "initrd": str(spec.initrd),
+        "command_line": planned.command_line,
+        "origin": spec.origin,
+        "reservation": [layout.reservation.start, layout.reservation.end],
+        "entry": planned.entry,
+        "segments": [
+            {
+                "name": name,
+                "address": place.start,
+                "size": place.size,
+                "in_digest": name in digested,
+            }
+            for name, place in layout.parts()
+            if name != "control pad"
+        ],
+        "control_pad": {
+            "address": layout.pad.start,
+            "size": layout.pad.size,
+            "pages": room.pad // PAGE,
+            "pages_needed": control_pages(machine.all_ram),
+            "capacity_gib": planned.capacity_gib,
+        },
+        "reserve": {
+            "address": layout.elfcorehdr.start,
+            "size": layout.elfcorehdr.size,
+            "used": len(machine.header()),
+        },
+        "e820": [
+            {"start": one.start, "size": one.size, "type": int(one.type)}
+            for one in planned.memory_map
+        ],
+        "cpus": sorted(machine.cpu_numbers),
+        "memory": [[one.start, one.end] for one in machine.ram],
+    }
