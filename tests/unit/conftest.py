@@ -26,9 +26,16 @@ def purgatory_build() -> Path:
     BUILD.mkdir(parents=True, exist_ok=True)
     with (BUILD.parent / "purgatory.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (BUILD / "build.ninja").exists():
-            _run(["meson", "setup", str(BUILD), str(REPOSITORY)], environment)
-        _run(["meson", "compile", "-C", str(BUILD)], environment)
+        setup = ["meson", "setup", str(BUILD), str(REPOSITORY)]
+        compiling = ["meson", "compile", "-C", str(BUILD)]
+        # The directory may be another meson's, or lie elsewhere by now: begin anew then.
+        if _problem(compiling, environment) is not None:
+            if (BUILD / "build.ninja").exists():
+                setup.append("--wipe")
+            for command in (setup, compiling):
+                problem = _problem(command, environment)
+                if problem is not None:
+                    pytest.fail(problem)
     return BUILD / "kdumphpd" / "image" / "purgatory"
 
 
@@ -50,9 +57,11 @@ def purgatory_binary(purgatory_build: Path) -> bytes:
     return place.read_bytes()
 
 
-def _run(command: list[str], environment: dict[str, str]) -> None:
+def _problem(command: list[str], environment: dict[str, str]) -> str | None:
+    """Run a command; what it said if it failed."""
     result = subprocess.run(
         command, env=environment, capture_output=True, text=True, check=False, timeout=120
     )
-    if result.returncode:
-        pytest.fail(f"{' '.join(command)}:\n{result.stdout}{result.stderr}")
+    if result.returncode == 0:
+        return None
+    return f"{' '.join(command)}:\n{result.stdout}{result.stderr}"
