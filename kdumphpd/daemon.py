@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import selectors
 import signal
 import socket
@@ -15,8 +14,8 @@ from kdumphpd.host import monotonic_usec, open_host
 from kdumphpd.load.lock import single_instance
 from kdumphpd.load.syscalls import Kernel
 from kdumphpd.machine.files import Root
-from kdumphpd.report.journal import Reporter
-from kdumphpd.report.notify import Notifier, watchdog_usec
+from kdumphpd.report.journal import open_reporter
+from kdumphpd.report.notify import Notifier
 from kdumphpd.service import Service
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -31,10 +30,10 @@ def run_daemon(root: Root, kernel: Kernel, config: Path) -> int:
     with single_instance(root), _signals() as signals:
         # The monitor comes first: no event falls between the first look and it.
         monitor = UeventMonitor(kernel_monitor())
-        reporter = Reporter.to_stderr()
+        reporter = open_reporter()
         service = Service(lambda: open_host(root, kernel, config), reporter, monotonic_usec)
         service.start()
-        Loop(service, monitor, signals, Notifier(), watchdog_usec(os.environ, os.getpid())).run()
+        Loop(service, monitor, signals, Notifier()).run()
         service.stop()
     return 0
 
@@ -47,7 +46,6 @@ class Loop:
         monitor: the uevents.
         signals: a socket with a byte for each signal that arrived.
         notifier: tells the service manager.
-        watchdog_usec: how long the service manager waits for a sign of life, or None.
     """
 
     def __init__(
@@ -56,13 +54,11 @@ class Loop:
         monitor: UeventSource,
         signals: socket.socket,
         notifier: Notifier,
-        watchdog_usec: int | None,
     ) -> None:
         self._service = service
         self._monitor = monitor
         self._signals = signals
         self._notifier = notifier
-        self._watchdog_usec = watchdog_usec
         self._stopping = False
 
     def run(self) -> None:
@@ -81,10 +77,9 @@ class Loop:
         self._notifier.stopping()
 
     def _patience(self) -> float:
-        wait = max(0, self._service.deadline - monotonic_usec())
-        if self._watchdog_usec is not None:
-            wait = min(wait, self._watchdog_usec // 2)
-        return wait / 1e6
+        wait = max(0, self._service.deadline - monotonic_usec()) / 1e6
+        watchdog = self._notifier.watchdog_interval
+        return wait if watchdog is None else min(wait, watchdog / 2)
 
     def _uevents(self) -> None:
         self._service.uevents(self._monitor.drain())
@@ -94,7 +89,7 @@ class Loop:
             if number in (signal.SIGTERM, signal.SIGINT):
                 self._stopping = True
             elif number == signal.SIGHUP:
-                self._notifier.reloading(monotonic_usec())
+                self._notifier.reloading()
                 self._service.reload()
                 self._notifier.ready()
             elif number == signal.SIGUSR1:

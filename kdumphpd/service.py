@@ -17,7 +17,6 @@ from kdumphpd.events.monitor import Drained
 from kdumphpd.host import Host
 from kdumphpd.load.keeper import Look, Mended, State
 from kdumphpd.machine.ranges import total
-from kdumphpd.report import records
 from kdumphpd.report.fields import Details, duration_text
 from kdumphpd.report.journal import OnceUntilChanged, Reporter
 from kdumphpd.report.records import Kind, Priority
@@ -44,6 +43,7 @@ class Service:
         self._host = open_host()
         self._burst = Burst.begin(_pace(self._host), clock())
         self._trouble = OnceUntilChanged()
+        self._audited = OnceUntilChanged()
         self._generation = 0
         self._disarmed = False
         self._status = "starting"
@@ -67,20 +67,20 @@ class Service:
         """
         look = self._host.keeper.look()
         if look.block is not None and self._host.keeper.matches(look):
-            self._record(records.ADOPTED, "the loaded image is the configured one", _details(look))
+            self._record(Kind.ADOPTED, "the loaded image is the configured one", _details(look))
             if look.state is State.STALE:
-                self._mend(look, records.REPAIRED)
+                self._mend(look, Kind.REPAIRED)
             self._status = f"complete: {machine_summary(look.machine)}"
-            self._record(records.STARTED, f"watching; {self._status}", _details(look))
+            self._record(Kind.STARTED, f"watching; {self._status}", _details(look))
         else:
             if look.state is State.FOREIGN:
                 self._record(
-                    records.FOREIGN,
+                    Kind.FOREIGN,
                     "another program's image is loaded; loading the configured one instead",
                     _details(look),
                 )
             mended = self._host.keeper.load(look.machine)
-            if not self._report_load(records.STARTED, "watching; image loaded", look, mended):
+            if not self._report_load(Kind.STARTED, "watching; image loaded", look, mended):
                 raise mended.error()
         self._hint()
 
@@ -95,7 +95,7 @@ class Service:
             current = host.keeper.matches(look)
         except KdumphpdError as error:
             text = f"the old configuration stays: {error}"
-            self._record(records.STATUS, text, Details(), Priority.ERR)
+            self._record(Kind.STATUS, text, Details(), Priority.ERR)
             return
         self._host.source.close()
         self._host = host
@@ -103,13 +103,11 @@ class Service:
         self._trouble = OnceUntilChanged()
         if current:
             self._record(
-                records.ADOPTED, "configuration read again, the image is the same", _details(look)
+                Kind.ADOPTED, "configuration read again, the image is the same", _details(look)
             )
         else:
             mended = host.keeper.load(look.machine)
-            self._report_load(
-                records.UPDATED, "configuration read again, image loaded", look, mended
-            )
+            self._report_load(Kind.UPDATED, "configuration read again, image loaded", look, mended)
         self._hint()
 
     def uevents(self, drained: Drained) -> None:
@@ -131,12 +129,12 @@ class Service:
     def report_status(self) -> None:
         """Audit now and record the result (SIGUSR1)."""
         found = audit(self._host.root, self._host.reader)
-        self._record_audit(records.STATUS, _verdict_text(found), found)
+        self._record_audit(Kind.STATUS, _verdict_text(found), found)
 
     def stop(self) -> None:
         """Say that nobody keeps the image from here on."""
         text = "stopped; the loaded image stays, nothing keeps it current"
-        self._record(records.STOPPED, text, Details())
+        self._record(Kind.STOPPED, text, Details())
         self._host.source.close()
 
     def _check(self) -> None:
@@ -159,10 +157,10 @@ class Service:
         if look.state is State.STALE:
             if not self._burst.may_update(self._clock()):
                 return Outcome.HELD
-            return Outcome.UPDATED if self._mend(look, records.UPDATED) else Outcome.FAILED
+            return Outcome.UPDATED if self._mend(look, Kind.UPDATED) else Outcome.FAILED
         if look.state is State.UNLOADED and self._disarmed:
             mended = self._host.keeper.load(look.machine)
-            done = self._report_load(records.REPAIRED, "armed again", look, mended)
+            done = self._report_load(Kind.REPAIRED, "armed again", look, mended)
             return Outcome.UPDATED if done else Outcome.FAILED
         self._stay_out(look)
         return Outcome.CURRENT
@@ -170,10 +168,10 @@ class Service:
     def _stay_out(self, look: Look) -> None:
         """What is loaded, or not, is somebody's decision: respect it, and say so once."""
         if look.state is State.FOREIGN:
-            kind, text = records.FOREIGN, "another program loaded its own image, leaving it alone"
+            kind, text = Kind.FOREIGN, "another program loaded its own image, leaving it alone"
         else:
-            kind, text = records.DISARMED, "another program unloaded the crash image"
-        if self._trouble.news("image", kind):
+            kind, text = Kind.DISARMED, "another program unloaded the crash image"
+        if self._trouble.is_new(kind):
             self._record(kind, f"{text}; {_RELOAD}", _details(look), Priority.WARNING)
 
     def _mend(self, look: Look, kind: Kind) -> bool:
@@ -191,8 +189,8 @@ class Service:
             return False
         details = replace(_details(look), armed=True, backend=loaded.backend)
         if mended.failures:
-            self._record(records.FALLBACK, "; ".join(mended.failures), details)
-        self._trouble.over("image")
+            self._record(Kind.FALLBACK, "; ".join(mended.failures), details)
+        self._trouble.over()
         self._generation += 1
         self._burst = self._burst.updated(now, loaded.unarmed_usec)
         began = self._burst.run_start
@@ -214,10 +212,10 @@ class Service:
         """Record what could not be mended: once, until something else is the matter."""
         unloaded = verdict is Verdict.UNLOADED
         self._status = f"{verdict.value}: {problem}"
-        if busy or not self._trouble.news("image", (verdict, problem)):
+        if busy or not self._trouble.is_new((verdict, problem)):
             return
         self._record(
-            records.DISARMED if unloaded else records.FALLBACK,
+            Kind.DISARMED if unloaded else Kind.FALLBACK,
             f"{'NO CRASH KERNEL IS LOADED: ' if unloaded else ''}{problem}; trying again",
             Details(armed=not unloaded, verdict=verdict.value),
             Priority.ERR if verdict is Verdict.UNKNOWN else Priority.CRIT,
@@ -230,19 +228,19 @@ class Service:
             found = audit(self._host.root, self._host.reader, verify=False)
             noun = "update" if burst.updates == 1 else "updates"
             text = f"{burst.updates} {noun} for {burst.uevents} uevents; {_verdict_text(found)}"
-            self._record_audit(records.AUDITED, text, found)
+            self._record_audit(Kind.AUDITED, text, found)
         elif burst.uevents:
             text = f"{burst.uevents} uevents changed nothing that a vmcore needs"
-            self._record(records.UNCHANGED, text, Details(armed=not self._disarmed))
+            self._record(Kind.UNCHANGED, text, Details(armed=not self._disarmed))
 
     def _audit(self) -> None:
         found = audit(self._host.root, self._host.reader)
         mine = found.managed_by == "kdumphpd"
         spoilt = mine and found.verdict in (Verdict.STALE, Verdict.DAMAGED)
-        self._record_audit(records.AUDITED, _verdict_text(found), found)
+        self._record_audit(Kind.AUDITED, _verdict_text(found), found)
         if spoilt:
             try:
-                self._mend(self._host.keeper.look(), records.REPAIRED)
+                self._mend(self._host.keeper.look(), Kind.REPAIRED)
             except KdumphpdError as error:
                 self._complain(f"cannot repair: {error}", found.verdict)
         self._burst = self._burst.audited(self._clock(), stale=spoilt)
@@ -262,7 +260,7 @@ class Service:
                 memory_bytes=total(header.memory),
                 ranges=len(header.memory),
             )
-        if kind is records.AUDITED and not self._trouble.news("audit", (text, found.verdict)):
+        if kind is Kind.AUDITED and not self._audited.is_new(text):
             return
         priority = None if found.verdict is Verdict.COMPLETE else Priority.WARNING
         self._record(kind, text, details, priority)

@@ -102,21 +102,16 @@ def make_plan(
         running_boot_params: ``/sys/kernel/boot_params/data``.
 
     Raises:
-        ImageError: the command line cannot be used.
+        ImageError: the command line cannot be used; see `complete_command_line`.
         MachineError: the reservation is too small.
     """
-    if re.search(r"(^|\s)elfcorehdr=", parts.command_line):
-        raise ImageError(
-            "the command line names elfcorehdr= itself",
-            "take it out of [image] command_line; kdumphpd adds it",
-        )
     kernel = parts.kernel
     needs = KernelNeeds(kernel.memory_size, kernel.kernel_alignment, kernel.pref_address)
     # The elfcorehdr's place does not depend on the sizes behind it.
     header = Range(
         reservation.main.start + room.pad, reservation.main.start + room.pad + room.elfcorehdr - 1
     )
-    command_line = f"{parts.command_line} elfcorehdr={header.start >> 10}K".strip()
+    command_line = complete_command_line(parts.command_line, header.start)
     memory_map = e820.capture_map(resources, reservation.ranges, header)
     encoded = command_line.encode()
     layout = plan(
@@ -143,6 +138,31 @@ def make_plan(
         memory_map=memory_map,
         boot_params=content.ljust(layout.boot_params.size, b"\0"),
     )
+
+
+def complete_command_line(configured: str, elfcorehdr: int) -> str:
+    """The configured command line with what the crash kernel cannot do without.
+
+    ``acpi_no_memhotplug``: else its ACPI driver finds the hot-added DIMMs, takes
+    them for its own RAM (drivers/acpi/acpi_memhotplug.c), and /proc/vmcore cannot map
+    what they held. RHEL has it in KDUMP_COMMANDLINE_APPEND, Debian has not.
+
+    Args:
+        configured: the configuration's command line.
+        elfcorehdr: physical address of the header, a multiple of 1024.
+
+    Raises:
+        ImageError: ``configured`` has an elfcorehdr= of its own.
+    """
+    if re.search(r"(^|\s)elfcorehdr=", configured):
+        raise ImageError(
+            "the command line names elfcorehdr= itself",
+            "take it out of [image] command_line; kdumphpd adds it",
+        )
+    added = [f"elfcorehdr={elfcorehdr >> 10}K"]
+    if "acpi_no_memhotplug" not in configured.split():
+        added.insert(0, "acpi_no_memhotplug")
+    return " ".join((configured.strip(), *added)).strip()
 
 
 def serial_port(command_line: str) -> int:
