@@ -12,13 +12,8 @@ import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from kdumphpd.machine.iomem import Resource
+from kdumphpd.machine.iomem import LOW_MEMORY, Resource
 from kdumphpd.machine.ranges import Range, subtract
-
-#: RAM below this address is given to the capture kernel: its trampolines and,
-#: before 5.14, its real mode code must lie there. The dead kernel (>= 5.5, with
-#: a reservation) kept nothing in it that a dump needs.
-LOW_MEMORY = Range(0, 0xFFFFF)
 
 #: Smaller pieces of RAM are no page; the kernel's loader leaves them out too.
 _PAGE_SIZE = 4096
@@ -51,7 +46,7 @@ class E820Entry:
         return f"{self.range} {known.get(self.type, f'type {self.type}')}"
 
 
-#: e820_type_to_string in arch/x86/kernel/e820.c; "reserved" before 4.18 or so.
+#: e820_type_to_string in arch/x86/kernel/e820.c; older kernels write "reserved".
 _TYPES = {
     "ACPI Tables": E820Type.ACPI,
     "ACPI Non-volatile Storage": E820Type.NVS,
@@ -92,6 +87,8 @@ def capture_map(
 
 
 def _low_ram(resource: Resource) -> Iterable[Range]:
+    # The capture kernel's real-mode trampolines must lie in the first MiB
+    # (reserve_real_mode); the dead kernel kept nothing there that a dump needs.
     start, end = resource.range.start, min(resource.range.end, LOW_MEMORY.end)
     if resource.name.startswith("System RAM") and start <= end:
         yield Range(start, end)
