@@ -11,6 +11,7 @@ from .options import CAPTURE_COMMAND_LINE, GIB, MIB, MachineOptions
 from .oracles import cpu_notes_in_vmcore, expected_ram, find_pattern, ram_in_vmcore
 from .overlay import Overlay
 from .pattern import Pattern, hold_pattern
+from .product import add_product, build_wheel
 
 __all__ = [
     "BOOKWORM",
@@ -28,7 +29,9 @@ __all__ = [
     "Pattern",
     "PhysicalMemory",
     "RigError",
+    "add_product",
     "build_or_reuse",
+    "build_wheel",
     "cpu_notes_in_vmcore",
     "expected_ram",
     "find_pattern",

@@ -128,12 +128,22 @@ class Machine:
 
     def hot_remove_dimm(self, dimm: Dimm) -> None:
         """Unplug ``dimm`` and wait until the guest has let it go."""
-        self._unplug(dimm.name)
+        gone = ("DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR", "MEM_UNPLUG_ERROR")
+
+        def concerns_us(event: Any) -> bool:
+            return bool(event["data"].get("device") == dimm.name)
+
+        with step(f"unplug {dimm.name}"):
+            event = self._monitor.execute_and_wait(
+                "device_del", {"id": dimm.name}, EventListener(gone, concerns_us), UNPLUG_SECONDS
+            )
+        if event["event"] != "DEVICE_DELETED":
+            raise RigError(f"the guest refused to unplug: {event}\n{self.console.tail()}")
         self._monitor.execute("object-del", {"id": f"{dimm.name}-ram"})
 
     def hot_add_cpu(self) -> str:
         """Plug in a CPU and return its name; the guest may still be bringing it online."""
-        free = [cpu for cpu in self._hotpluggable_cpus() if "qom-path" not in cpu]
+        free = [cpu for cpu in self._cpu_slots() if "qom-path" not in cpu]
         if not free:
             raise RigError(f"all {self.options.max_cpus} CPUs are plugged in")
         slot = min(free, key=lambda cpu: int(cpu["props"]["socket-id"]))
@@ -143,8 +153,18 @@ class Machine:
         return name
 
     def hot_remove_cpu(self, name: str) -> None:
-        """Unplug a CPU that ``hot_add_cpu`` plugged in."""
-        self._unplug(name)
+        """Unplug a CPU that ``hot_add_cpu`` plugged in and wait until its socket is empty.
+
+        Under software emulation QEMU sends no DEVICE_DELETED for a CPU: something keeps
+        a reference to it.
+        """
+        with step(f"unplug {name}"):
+            self._monitor.execute("device_del", {"id": name})
+            deadline = time.monotonic() + UNPLUG_SECONDS
+            while any(cpu.get("qom-path", "").endswith(f"/{name}") for cpu in self._cpu_slots()):
+                if time.monotonic() > deadline:
+                    raise RigError(f"the guest does not let {name} go\n{self.console.tail()}")
+                time.sleep(0.1)
 
     def wait_for_memory(self, dimm: Dimm) -> None:
         """Wait until every memory block of ``dimm`` is online in the guest."""
@@ -196,7 +216,12 @@ class Machine:
             raise RigError(f"{outcome.group()}\n{self.console.tail()}")
         self._wait_for_end()
         seconds = time.monotonic() - began
-        capture = Capture(*(self._share / name for name in ("vmcore", "header", "dmesg")), seconds)
+        capture = Capture(
+            vmcore=self._share / "vmcore",
+            header=self._share / "header",
+            dmesg=self._share / "dmesg",
+            seconds=seconds,
+        )
         for path in (capture.vmcore, capture.header, capture.dmesg):
             if not path.exists() or path.stat().st_size == 0:
                 raise RigError(f"the capture kernel saved no {path.name}\n{self.console.tail()}")
@@ -253,21 +278,8 @@ class Machine:
             _, failed, _ = self.guest.try_run("systemctl --failed; journalctl -b -p warning")
             raise RigError(f"the guest booted {state.strip()}\n{failed}\n{self.console.tail()}")
 
-    def _hotpluggable_cpus(self) -> list[dict[str, Any]]:
+    def _cpu_slots(self) -> list[dict[str, Any]]:
         return list(self._monitor.execute("query-hotpluggable-cpus"))
-
-    def _unplug(self, device: str) -> None:
-        gone = ("DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR", "MEM_UNPLUG_ERROR")
-
-        def concerns_us(event: Any) -> bool:
-            return bool(event["data"].get("device") == device)
-
-        with step(f"unplug {device}"):
-            event = self._monitor.execute_and_wait(
-                "device_del", {"id": device}, EventListener(gone, concerns_us), UNPLUG_SECONDS
-            )
-        if event["event"] != "DEVICE_DELETED":
-            raise RigError(f"the guest refused to unplug: {event}\n{self.console.tail()}")
 
     def _wait_for_end(self) -> None:
         if self._process is None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import drgn
 from elftools.elf.elffile import ELFFile
+from elftools.elf.segments import NoteSegment
 
 LOW_MEMORY = (0, (1 << 20) - 1)
 """Every kernel since 5.5 reserves the first MiB; crash images leave it out."""
@@ -67,6 +68,7 @@ def cpu_notes_in_vmcore(header: Path) -> int:
     count = 0
     with header.open("rb") as file:
         for segment in ELFFile(file).iter_segments("PT_NOTE"):
+            assert isinstance(segment, NoteSegment)
             for note in segment.iter_notes():
                 if note["n_name"] == "CORE" and note["n_type"] == "NT_PRSTATUS":
                     registers = note["n_descdata"]

@@ -1,0 +1,67 @@
+"""The product as a package would install it, laid over a guest."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from .errors import RigError
+from .guests import Guest
+from .options import CAPTURE_COMMAND_LINE
+from .overlay import Overlay
+from .progress import step
+
+CONFIG = f"""\
+[image]
+source = "explicit"
+kernel = "/boot/vmlinuz"
+initrd = "/boot/capture.img"
+command_line = "{CAPTURE_COMMAND_LINE}"
+"""
+"""Configuration that loads the image's own kernel and initramfs as crash kernel."""
+
+
+def build_wheel(source: Path, directory: Path) -> Path:
+    """Build a wheel of the tree ``source`` into ``directory``, which must have no other.
+
+    It takes the build requirements that this Python has installed.
+    """
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
+    command += ["--no-build-isolation", "--wheel-dir", str(directory), str(source)]
+    tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    with step("wheel"):
+        done = subprocess.run(
+            command,
+            env={**os.environ, "PATH": tools},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    if done.returncode != 0:
+        raise RigError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}")
+    (wheel,) = directory.glob("*.whl")
+    return wheel
+
+
+def add_product(
+    overlay: Overlay, guest: Guest, wheel: Path, units: Path, config: str = CONFIG
+) -> None:
+    """Install the product and its configuration in ``overlay``; enable no unit.
+
+    Args:
+        overlay: gets the files.
+        guest: where the overlay is going to lie.
+        wheel: the built product.
+        units: the tree's ``systemd`` directory with units and message catalog.
+        config: text of /etc/kdumphpd/kdumphpd.toml.
+    """
+    overlay.install_wheel(wheel, guest)
+    overlay.write("/etc/kdumphpd/kdumphpd.toml", config)
+    for unit in sorted(units.glob("*.service")):
+        overlay.copy(unit, f"/usr/lib/systemd/system/{unit.name}")
+    for catalog in sorted(units.glob("*.catalog")):
+        overlay.copy(catalog, f"/usr/lib/systemd/catalog/{catalog.name}")
