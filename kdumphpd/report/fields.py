@@ -15,6 +15,10 @@ from kdumphpd.report.records import Kind, Priority
 
 WIDTH = 79
 
+# Stands for a space at which no line is broken; printable, as what is not gets
+# replaced, and in none of the phrases.
+_GLUE = "\N{OPEN BOX}"
+
 _LABELS = {
     Priority.CRIT: "CRITICAL: ",
     Priority.ERR: "error: ",
@@ -96,7 +100,8 @@ def terminal_text(kind: Kind, message: str, priority: Priority, details: Details
     # The message says the change already, or there is a line of its own for it.
     if details.change and details.change not in message:
         lines += _wrapped(f"    {details.change}", "    ")
-    lines += _wrapped(f"    {', '.join(_phrases(details))}", "    ")
+    phrases = ", ".join(_glued(phrase) for phrase in _phrases(details))
+    lines += [line.replace(_GLUE, " ") for line in _wrapped(f"    {phrases}", "    ")]
     return "\n".join(lines) + "\n"
 
 
@@ -136,6 +141,11 @@ def _number(entry: Mapping[str, str], name: str) -> int | None:
     text = entry.get(f"KDUMPHPD_{name}", "")
     # isdecimal() alone takes other scripts' digits, and so does int().
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else None
+
+
+def _glued(phrase: str) -> str:
+    """Keep a short phrase on one line."""
+    return phrase.replace(" ", _GLUE) if len(phrase) <= WIDTH // 2 else phrase
 
 
 def _wrapped(text: str, indent: str) -> list[str]:
