@@ -192,7 +192,9 @@ class Service:
             self._record(Kind.FALLBACK, "; ".join(mended.failures), details)
         self._trouble.over()
         self._generation += 1
-        self._burst = self._burst.updated(now, loaded.unarmed_usec)
+        # Where nothing was loaded, the call took no protection away.
+        cost = loaded.unarmed_usec if look.state is not State.UNLOADED else 0
+        self._burst = self._burst.updated(now, cost)
         began = self._burst.run_start
         unarmed = duration_text(loaded.unarmed_usec)
         self._record(

@@ -8,7 +8,7 @@ from typing import Any
 from kdumphpd.audit.audit import Audit
 from kdumphpd.audit.compare import Difference
 from kdumphpd.events.changes import cpu_list, size_text
-from kdumphpd.image.layout import PAGE, control_pages
+from kdumphpd.image.layout import GIB, PAGE, control_pages
 from kdumphpd.image.plan import ImagePlan
 from kdumphpd.image.source import ImageSpec
 from kdumphpd.load.loader import Loaded
@@ -34,7 +34,7 @@ def machine_summary(machine: Machine) -> str:
     """CPUs and memory that a vmcore must hold."""
     count = len(machine.ram)
     return (
-        f"{_cpus(len(machine.cpus))}, {size_text(total(machine.ram))} of memory in "
+        f"{_cpus(len(machine.cpus))}, {total(machine.ram) / GIB:.1f} GiB of memory in "
         f"{count} range{'s' if count != 1 else ''}"
     )
 
