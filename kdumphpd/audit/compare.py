@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from kdumphpd.header.elfcorehdr import CoreHeader, Note
 from kdumphpd.image.layout import PAGE
+from kdumphpd.machine.kcore import Mapping
 from kdumphpd.machine.ranges import Range, merge, subtract
 from kdumphpd.machine.snapshot import Machine
 
@@ -60,14 +61,15 @@ class Comparison:
 
 def compare(header: CoreHeader, machine: Machine, known_notes: MappingOf[Note, int]) -> Comparison:
     """Set ``header`` against ``machine``; ``known_notes`` numbers the CPUs seen since boot."""
-    in_header = {note.address for note in header.notes}
-    cpus = tuple(number for number, note in machine.cpus if note.address in in_header)
+    # Whole notes: one of another size is cut off, or more than the crash kernel can allocate.
+    in_header = frozenset(header.notes)
+    cpus = tuple(number for number, note in machine.cpus if note in in_header)
     present = machine.cpu_numbers
     lacking = tuple(sorted(present.difference(cpus))) + machine.missing_notes
     gone = (
         number
         for note, number in known_notes.items()
-        if note.address in in_header and number not in present
+        if note in in_header and number not in present
     )
     return Comparison(
         cpus=cpus,
@@ -88,14 +90,20 @@ def _pages(ranges: Iterable[Range]) -> tuple[Range, ...]:
 def _problems(header: CoreHeader, machine: Machine) -> list[str]:
     problems = []
     fixed = machine.fixed
-    if fixed.vmcoreinfo.address not in {note.address for note in header.notes}:
+    if fixed.vmcoreinfo not in header.notes:
         problems.append("the header has no vmcoreinfo note")
     if header.page_offset != fixed.addresses.page_offset:
         problems.append("the header's virtual addresses are not those of the direct map")
     text = fixed.addresses.text
-    if header.text is None or not (
-        header.text.vaddr <= text.vaddr
-        and text.vaddr - text.paddr == header.text.vaddr - header.text.paddr
-    ):
+    if header.text is None or not _maps(header.text, text):
         problems.append("the header does not map the kernel text")
     return problems
+
+
+def _maps(outer: Mapping, inner: Mapping) -> bool:
+    """Whether ``outer`` maps all of ``inner`` to where it lies; some loaders round it up."""
+    return (
+        outer.vaddr <= inner.vaddr
+        and inner.vaddr + inner.size <= outer.vaddr + outer.size
+        and inner.vaddr - inner.paddr == outer.vaddr - outer.paddr
+    )

@@ -20,6 +20,7 @@ PHDR = struct.Struct("<IIQQQQQQ")
 IDENT = b"\x7fELF\x02\x01\x01" + bytes(9)
 ET_CORE = 4
 EM_X86_64 = 62
+_EV_CURRENT = 1
 PT_LOAD = 1
 PT_NOTE = 4
 PF_RWX = 7
@@ -49,9 +50,9 @@ def pack_core(headers: Iterable[ProgramHeader]) -> bytes:
     ]
     if len(packed) > MAX_PHNUM:
         raise ValueError(f"{len(packed)} program headers, an ELF header counts {MAX_PHNUM}")
-    ehdr = EHDR.pack(
-        IDENT, ET_CORE, EM_X86_64, 1, 0, EHDR.size, 0, 0, EHDR.size, PHDR.size, len(packed), 0, 0, 0
-    )
+    kind = (IDENT, ET_CORE, EM_X86_64, _EV_CURRENT)
+    sizes = (EHDR.size, PHDR.size, len(packed), 0, 0, 0)
+    ehdr = EHDR.pack(*kind, 0, EHDR.size, 0, 0, *sizes)
     return ehdr + b"".join(packed)
 
 
@@ -69,13 +70,20 @@ class CoreExtent:
 
 
 def core_extent(data: bytes) -> CoreExtent | None:
-    """Read the ELF header of a 64-bit little-endian core file; None if ``data`` is none."""
+    """Read the ELF header of an x86_64 core file; None if ``data`` is none.
+
+    As strict as ``fs/proc/vmcore.c``, parse_crash_elf64_headers: a header that passes
+    here is not refused in the crash kernel. That does not look at e_phoff and
+    takes the program headers from behind the ELF header, so they must be there.
+    """
     if len(data) < EHDR.size:
         return None
-    ident, e_type, _, _, _, phoff, _, _, _, phentsize, phnum, _, _, _ = EHDR.unpack_from(data)
-    if ident[:6] != IDENT[:6] or e_type != ET_CORE or phentsize != PHDR.size:
+    ident, kind, machine, version, _, phoff, _, _, *sizes = EHDR.unpack_from(data)
+    ehsize, phentsize, phnum = sizes[:3]
+    # EI_MAG to EI_VERSION; EI_OSABI behind them differs between loaders.
+    if ident[:7] != IDENT[:7] or (kind, machine, version) != (ET_CORE, EM_X86_64, _EV_CURRENT):
         return None
-    if not EHDR.size <= phoff <= 1 << 20:
+    if (phoff, ehsize, phentsize) != (EHDR.size, EHDR.size, PHDR.size) or phnum == 0:
         return None
     return CoreExtent(phoff, phnum)
 

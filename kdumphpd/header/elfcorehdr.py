@@ -18,6 +18,8 @@ from kdumphpd.machine.ranges import Range, merge
 
 #: CRASH_MAX_MEMORY_RANGES, the default of CONFIG_CRASH_MAX_MEMORY_RANGES in arch/x86/Kconfig.
 RANGES_FORESEEN = 8192
+#: kexec-tools on x86 saves what lies below in a backup region (kernels before 5.5 need it).
+_BACKUP_END = 640 << 10
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,12 @@ def _load(paddr: int, vaddr: int, size: int) -> elf.ProgramHeader:
 
 
 def parse(data: bytes) -> CoreHeader | None:
-    """What ``data`` says, of any loader's header; None if it is no complete core header."""
+    """What ``data`` says, of any loader's header; None if it is no complete core header.
+
+    ``fs/proc/vmcore.c`` reads notes and memory at p_offset, and only hands p_paddr on. Where
+    the two differ, the vmcore would show other memory under that address, so it counts
+    as not there. kexec-tools means it so for one range, its backup of the first 640 KiB.
+    """
     headers = elf.program_headers(data)
     if headers is None:
         return None
@@ -90,8 +97,8 @@ def parse(data: bytes) -> CoreHeader | None:
     text: Mapping | None = None
     for header in headers:
         if header.type == elf.PT_NOTE:
-            notes.append(Note(header.paddr, header.memsz))
-        elif header.type != elf.PT_LOAD or header.memsz == 0:
+            notes.append(Note(header.offset, header.memsz))
+        elif header.type != elf.PT_LOAD or header.memsz == 0 or _reads_elsewhere(header):
             continue
         elif header.vaddr >= START_KERNEL_MAP:
             text = Mapping(header.paddr, header.vaddr, header.memsz)
@@ -100,6 +107,10 @@ def parse(data: bytes) -> CoreHeader | None:
             offsets.add(header.vaddr - header.paddr)
     page_offset = offsets.pop() if len(offsets) == 1 else None
     return CoreHeader(tuple(notes), text, merge(ram), page_offset)
+
+
+def _reads_elsewhere(header: elf.ProgramHeader) -> bool:
+    return header.offset != header.paddr and header.paddr >= _BACKUP_END
 
 
 def reserve_size(possible_cpus: int, ranges: int, kernel_size: int = 0) -> int:

@@ -9,6 +9,8 @@ from types import TracebackType
 
 from kdumphpd.errors import ImageError
 
+_CHUNK = 1 << 24
+
 
 class LockedBuffer:
     """An anonymous mapping; its pages are present once filled, and stay while locked.
@@ -33,15 +35,12 @@ class LockedBuffer:
     def read(cls, fd: int, offset: int, size: int, name: str) -> LockedBuffer:
         """``size`` bytes of an open file from ``offset``; ImageError if it ends before."""
         buffer = cls(size)
-        with memoryview(buffer._map) as whole:
-            done = 0
-            while done < size:
-                with whole[done : min(size, done + (1 << 24))] as part:
-                    count = os.preadv(fd, [part], offset + done)
-                if count == 0:
-                    buffer.close()
-                    raise ImageError(f"{name} ends after {offset + done} bytes, it shrank just now")
-                done += count
+        try:
+            with buffer.view() as whole:
+                _fill(whole, fd, offset, name)
+        except BaseException:
+            buffer.close()
+            raise
         return buffer
 
     def __len__(self) -> int:
@@ -70,3 +69,13 @@ class LockedBuffer:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _fill(whole: memoryview, fd: int, offset: int, name: str) -> None:
+    done = 0
+    while done < len(whole):
+        with whole[done : done + _CHUNK] as part:
+            count = os.preadv(fd, [part], offset + done)
+        if count == 0:
+            raise ImageError(f"{name} ends after {offset + done} bytes, it shrank just now")
+        done += count
