@@ -15,7 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from kdumphpd.errors import ConfigError
@@ -33,10 +41,13 @@ MAX_BYTES = 1 << 20
 IMAGE_KEYS = ("kernel", "initrd", "command_line")
 
 
-def _absolute(path: Path) -> Path:
-    if not path.is_absolute() or "\0" in str(path):
-        raise ValueError("not absolute")
-    return path
+def _absolute(value: object) -> Path:
+    """Take TOML's string; strict validation wants a Path already."""
+    if isinstance(value, (str, Path)) and "\0" not in str(value):
+        path = Path(value)
+        if path.is_absolute():
+            return path
+    raise ValueError("not an absolute path")
 
 
 def _one_line(text: str) -> str:
@@ -45,8 +56,7 @@ def _one_line(text: str) -> str:
     return text
 
 
-# strict wants a Path instance, and TOML has only strings.
-AbsolutePath = Annotated[Path, Field(strict=False), AfterValidator(_absolute)]
+AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
 OneLine = Annotated[str, AfterValidator(_one_line)]
 
 
@@ -161,7 +171,9 @@ def parse(text: str, path: Path) -> Config:
     # ValueError: a number of thousands of digits; the rest are its subclasses.
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ConfigError(f"{path} is not TOML: {_brief(reason, 200)}", "correct that line") from error
+        raise ConfigError(
+            f"{path} is not TOML: {_brief(reason, 200)}", "correct that line"
+        ) from error
     try:
         return Config.model_validate(table)
     except ValidationError as error:

@@ -104,7 +104,8 @@ class Burst:
         last_hint: the latest uevent or loss of this burst.
         first_uevent: the first uevent of this burst; kept until the next.
         run_start: the first uevent of the latest run of uevents without a
-            pause of an interval or more: where an update's latency begins.
+            pause of an interval or more: where an update's latency begins;
+            None while idle.
         uevents: uevents seen in this burst; kept until the next.
         losses: times that the kernel dropped uevents in this burst.
         updates: updates made in this burst.
@@ -234,9 +235,9 @@ class Burst:
         settle_end = self.last_hint + self.pace.settle_usec
         gap = self.pace.interval_usec << self.step
         if agrees and now >= settle_end:
-            return replace(self, check_at=None, settled=True)
+            return self._over(settled=True)
         if not agrees and gap > self.pace.settle_usec:
-            return replace(self, check_at=None, settled=False)
+            return self._over(settled=False)
         # One check falls on the end of the settle time, not far beyond it.
         gap = min(gap, max(self.pace.interval_usec, settle_end - now))
         return replace(self, check_at=now + gap)
@@ -245,5 +246,9 @@ class Burst:
         """Try again at doubled gaps, until the periodic audit is as frequent."""
         gap = self.pace.interval_usec << self.step
         if gap >= self.pace.audit_usec:
-            return replace(self, check_at=None, settled=False)
+            return self._over(settled=False)
         return replace(self, check_at=now + gap)
+
+    def _over(self, settled: bool) -> Burst:
+        # A load in idle time (a reload, a repair) answers no uevent.
+        return replace(self, check_at=None, run_start=None, settled=settled)

@@ -71,6 +71,7 @@ def test_change_after_the_remove_uevent_is_seen() -> None:
     burst, _ = settle(burst, "after")
     assert burst.settled
     assert burst.uevents == 1, "the count is still there for the record at the end"
+    assert burst.run_start is None, "a reload from here on answers no uevent"
 
 
 def test_storm_is_checked_once_per_interval() -> None:
