@@ -45,6 +45,7 @@ PACKAGES = (
     "kexec-tools",
     "kmod",
     "makedumpfile",
+    "procps",
     "python3",
     "python3-pyudev",
     "python3-structlog",
