@@ -10,7 +10,7 @@ from pathlib import Path
 from .errors import RigError
 
 _POLL_SECONDS = 0.1
-_TAIL_LINES = 40
+_TAIL_LINES = 80  # a panic alone takes 40
 
 
 class Console:
