@@ -41,7 +41,7 @@ class Service:
         self._reporter = reporter
         self._clock = clock
         self._host = open_host()
-        self._burst = Burst.begin(_pace(self._host), clock())
+        self._burst = Burst.begin(Pace.of(self._host.config), clock())
         self._trouble = OnceUntilChanged()
         self._audited = OnceUntilChanged()
         self._generation = 0
@@ -99,7 +99,7 @@ class Service:
             return
         self._host.source.close()
         self._host = host
-        self._burst = self._burst.paced(_pace(host), self._clock())
+        self._burst = self._burst.paced(Pace.of(host.config), self._clock())
         self._trouble = OnceUntilChanged()
         if current:
             self._record(
@@ -283,16 +283,6 @@ def _details(look: Look) -> Details:
         memory_bytes=total(machine.ram),
         ranges=len(machine.ram),
         change=str(look.change) if look.change and not look.change.empty else None,
-    )
-
-
-def _pace(host: Host) -> Pace:
-    update = host.config.update
-    return Pace(
-        interval_usec=int(update.interval_seconds * 1e6),
-        settle_usec=int(update.settle_seconds * 1e6),
-        audit_usec=int(host.config.audit.interval_seconds * 1e6),
-        max_disarmed_percent=update.max_disarmed_percent,
     )
 
 

@@ -1,0 +1,50 @@
+# Every target installs what it needs: packages with apt or dnf (as root, from
+# the machine's own mirrors), Python packages into .venv.
+#
+#   make demo       the main job in a VM: hotplug, crash, a complete vmcore
+#   make test       lint, types, unit and property tests, then the VM tests
+#   make bench      speed, as ratios measured side by side in one run
+#   make rpm        build/rpm/*.rpm
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+
+.PHONY: demo test lint test-unit test-vm bench rpm wheel packages clean
+
+demo: wheel
+	$(RUN)/python -m tests.vm.demo
+
+test: lint test-unit test-vm
+
+lint: $(VENV)/installed
+	$(RUN)/ruff check
+	$(RUN)/ruff format --check
+	$(RUN)/mypy
+
+test-unit: $(VENV)/installed
+	$(RUN)/pytest tests/unit
+
+test-vm: wheel
+	$(RUN)/pytest tests/vm
+
+bench: wheel
+	$(RUN)/python -m tests.bench
+
+# The wheel is what the VM tests install in their guests.
+wheel: $(VENV)/installed
+	rm -rf build/dist
+	$(RUN)/pip wheel --quiet --no-deps --wheel-dir build/dist .
+
+packages:
+	tests/install-packages
+
+$(VENV)/installed: pyproject.toml tests/install-packages
+	tests/install-packages
+	$(PYTHON) -m venv --clear $(VENV)
+	$(RUN)/pip install --quiet --upgrade pip
+	$(RUN)/pip install --quiet '.[test]'
+	touch $@
+
+clean:
+	rm -rf build $(VENV)
