@@ -27,8 +27,8 @@ from kdumphpd.load.syscalls import KEXEC_ARCH_X86_64, KEXEC_ON_CRASH, Kernel
 from kdumphpd.machine import reservation as reservations
 from kdumphpd.machine.files import Root
 from kdumphpd.machine.kcore import PhysicalMemory
-from kdumphpd.machine.ranges import Range, total
-from kdumphpd.machine.snapshot import Machine, MachineReader
+from kdumphpd.machine.ranges import Range
+from kdumphpd.machine.snapshot import Machine, MachineReader, total_ram
 
 _FLAGS = KEXEC_ON_CRASH | KEXEC_ARCH_X86_64
 
@@ -114,7 +114,7 @@ class Loader:
         try:
             with LockedBuffer.of(_header(machine, image.block)) as header:
                 segment = header_segment(image.block.elfcorehdr, header)
-                usec = self._load((segment, *image.static), image.plan.entry, machine)
+                usec = self._load((segment, *image.static), image.plan.entry)
                 live_at = self._clock()
         finally:
             image.close()
@@ -146,7 +146,7 @@ class Loader:
             raise NotDoneError("no image is loaded")
         with LockedBuffer.of(content) as header:
             segment = header_segment(block.elfcorehdr, header)
-            usec = self._load((segment,), read_back.entry(block), machine)
+            usec = self._load((segment,), read_back.entry(block))
             live_at = self._clock()
         self._verify(machine, block)
         return Loaded("delta", block, usec, live_at)
@@ -160,8 +160,8 @@ class Loader:
     def _reservation(self) -> Range:
         return reservations.find(self._root, self._reader.resources()).main
 
-    def _load(self, segments: Sequence[Segment], entry: int, machine: Machine) -> int:
-        check(segments, entry, self._reservation(), total(machine.all_ram))
+    def _load(self, segments: Sequence[Segment], entry: int) -> int:
+        check(segments, entry, self._reservation(), total_ram(self._root))
         try:
             return self._kernel.kexec_load(entry, segments, _FLAGS)
         except OSError as error:

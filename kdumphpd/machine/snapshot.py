@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from kdumphpd.errors import MachineError
@@ -118,6 +119,18 @@ class MachineReader:
             return int(text, 16)
         except ValueError as error:
             raise MachineError(f"{name}: {text[:40]!r} is not a number") from error
+
+
+def total_ram(root: Root) -> int:
+    """Bytes of RAM that the kernel has for itself (``MemTotal``), the reservation not counted.
+
+    Raises:
+        MachineError: /proc/meminfo does not say.
+    """
+    match = re.search(r"^MemTotal:\s+(\d+) kB$", root.read_text("/proc/meminfo"), re.MULTILINE)
+    if match is None:
+        raise MachineError("/proc/meminfo has no MemTotal", "check that /proc is mounted and whole")
+    return int(match[1]) << 10
 
 
 def parse_vmcoreinfo(text: str) -> Note:

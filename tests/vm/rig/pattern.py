@@ -38,6 +38,7 @@ def hold_pattern(guest: GuestShell, dimm: Dimm, content: bytes, pages: int = 16)
             timeout=120,
         )
         pattern = Pattern(guest, content)
-        if len(pattern.addresses()) < pages:
-            raise RigError(f"fewer than {pages} pages of {dimm.name} hold the pattern")
+        outside = [a for a in pattern.addresses() if not dimm.start <= a <= dimm.end]
+        if outside:
+            raise RigError(f"pages with the pattern have left {dimm.name}: {outside}")
     return pattern
