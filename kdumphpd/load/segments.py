@@ -40,7 +40,8 @@ def check(segments: Sequence[Segment], entry: int, reservation: Range, total_ram
         segments: in any order.
         entry: where the kernel jumps to.
         reservation: crashk_res.
-        total_ram: bytes of RAM as the kernel counts it (MemTotal); a list that would take half of it is refused.
+        total_ram: bytes of RAM as the kernel counts it (MemTotal); a list that would take
+            half of it is refused.
 
     Raises:
         LoadError: the kernel would refuse the list, having dropped the image it holds.

@@ -120,8 +120,9 @@ def test_a_damaged_header_is_read_as_the_crash_kernel_would(edits: list[tuple[in
     assert {note.address for note in header.notes} == set(found.notes)
     spans = {(address, address + size) for address, _, size in found.loads}
     for one in header.ram:
-        # Merged from spans that the crash kernel reads at the same addresses.
-        assert any(start <= one.start < end for start, end in spans)
+        # Merged from spans that the crash kernel reads at the same addresses; below 640 KiB
+        # they may lie elsewhere, as kexec-tools' backup does.
+        assert one.start < 0xA0000 or any(start <= one.start < end for start, end in spans)
 
 
 @pytest.mark.parametrize(
