@@ -35,7 +35,9 @@ class MachineOptions:
     """
 
     machine: str = "q35"
-    cpu: str = "max"
+    # Software emulation does "rep movsb" byte by byte: without ERMS the guest clears and
+    # copies pages by larger steps, and a dump takes a third less time.
+    cpu: str = "max,-erms,-fsrm"
     cpus: int = 1
     max_cpus: int = 4
     memory: int = 2 * GIB
