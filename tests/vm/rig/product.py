@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -26,10 +27,12 @@ command_line = "{CAPTURE_COMMAND_LINE}"
 def build_wheel(source: Path, directory: Path) -> Path:
     """Build a wheel of the tree ``source`` into ``directory``, which must have no other.
 
-    It takes the build requirements that this Python has installed.
+    Where this Python has the build backend nothing is fetched.
     """
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
-    command += ["--no-build-isolation", "--wheel-dir", str(directory), str(source)]
+    command += ["--wheel-dir", str(directory), str(source)]
+    if importlib.util.find_spec("mesonpy") is not None:
+        command.append("--no-build-isolation")
     tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     with step("wheel"):
         done = subprocess.run(
