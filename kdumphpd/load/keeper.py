@@ -11,7 +11,7 @@ from kdumphpd.errors import KdumphpdError, LoadError
 from kdumphpd.events.changes import Change, difference
 from kdumphpd.header import elfcorehdr
 from kdumphpd.image.parameter_block import ParameterBlock
-from kdumphpd.load.loader import Loaded, Loader
+from kdumphpd.load.loader import Loaded, Loader, OvertakenError
 from kdumphpd.machine import reservation as reservations
 from kdumphpd.machine.files import Root
 from kdumphpd.machine.kcore import PhysicalMemory
@@ -62,6 +62,11 @@ class Mended:
     def busy(self) -> bool:
         """Whether another load was under way, so that nothing was changed."""
         return isinstance(self.cause, LoadError) and self.cause.errno == errno.EBUSY
+
+    @property
+    def overtaken(self) -> bool:
+        """Whether another program loaded or unloaded an image meanwhile; nothing was changed."""
+        return isinstance(self.cause, OvertakenError)
 
     def error(self) -> KdumphpdError:
         """The failure as one error, with the exit code of its cause."""
@@ -114,14 +119,12 @@ class Keeper:
         failures = []
         if look.block is not None:
             try:
-                if look.block != self._verified and not self._intact(look.block):
-                    raise LoadError("the loaded image is damaged")
-                loaded = self._loader.delta(look.machine, look.block)
+                loaded = self._delta(look.machine, look.block)
             except KdumphpdError as error:
                 failures.append(f"delta: {error}")
                 self._verified = None
                 failed = self._failed(failures, error)
-                if failed.busy:
+                if failed.busy or failed.overtaken:
                     return failed
             else:
                 self._verified = loaded.block
@@ -139,6 +142,13 @@ class Keeper:
             return self._failed(failures, error)
         self._verified = loaded.block
         return Mended(loaded, tuple(failures), armed=True)
+
+    def _delta(self, machine: Machine, block: ParameterBlock) -> Loaded:
+        if block != self._verified and not self._intact(block):
+            # What another loader overwrote meanwhile is no damage.
+            self._loader.expect(block)
+            raise LoadError("the loaded image is damaged")
+        return self._loader.delta(machine, block)
 
     def _failed(self, failures: list[str], cause: KdumphpdError) -> Mended:
         return Mended(None, tuple(failures), reservations.crash_loaded(self._root), cause)

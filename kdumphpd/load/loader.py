@@ -37,6 +37,10 @@ class NotDoneError(KdumphpdError):
     """A load was not even tried, or did not hold; the next rung is due."""
 
 
+class OvertakenError(NotDoneError):
+    """Another program loaded or unloaded an image since the look; its decision stands."""
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A load that was read back and found whole.
@@ -131,25 +135,30 @@ class Loader:
         """Load the elfcorehdr alone over the armed image that ``block`` describes.
 
         Raises:
-            NotDoneError: it would not be safe; nothing was changed.
+            NotDoneError: it would not be safe; nothing was changed. OvertakenError
+                if that is because the image is no longer loaded.
             LoadError: as for `full`.
         """
         self._check_permission()
+        self.expect(block)
         content = _header(machine, block)
         room = Room(block.control_pad.size, block.elfcorehdr.size)
         if not fits(machine, room):
             raise NotDoneError("the machine has outgrown the room kept free in the loaded image")
-        with PhysicalMemory(self._root) as memory:
-            if read_back.find_own(memory, self._reservation()) != block:
-                raise NotDoneError("the loaded image is not the one that was verified")
-        if not reservations.crash_loaded(self._root):
-            raise NotDoneError("no image is loaded")
         with LockedBuffer.of(content) as header:
             segment = header_segment(block.elfcorehdr, header)
             usec = self._load((segment,), read_back.entry(block))
             live_at = self._clock()
         self._verify(machine, block)
         return Loaded("delta", block, usec, live_at)
+
+    def expect(self, block: ParameterBlock) -> None:
+        """Raise OvertakenError unless the image that ``block`` describes is the loaded one."""
+        with PhysicalMemory(self._root) as memory:
+            if read_back.find_own(memory, self._reservation()) != block:
+                raise OvertakenError("another program replaced the image just now")
+        if not reservations.crash_loaded(self._root):
+            raise OvertakenError("another program unloaded the image just now")
 
     def _check_permission(self) -> None:
         if not self._kernel.may_load():
