@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -46,21 +46,26 @@ def merge(ranges: Iterable[Range]) -> tuple[Range, ...]:
 
 
 def subtract(ranges: Iterable[Range], holes: Iterable[Range]) -> tuple[Range, ...]:
-    """Merge ``ranges``, then leave out every address in ``holes``."""
-    left = merge(ranges)
-    for hole in merge(holes):
-        left = tuple(piece for one in left for piece in _without(one, hole))
-    return left
+    """Merge ``ranges``, then leave out every address in ``holes``.
 
-
-def _without(one: Range, hole: Range) -> Iterator[Range]:
-    if not one.overlaps(hole):
-        yield one
-        return
-    if one.start < hole.start:
-        yield Range(one.start, hole.start - 1)
-    if hole.end < one.end:
-        yield Range(hole.end + 1, one.end)
+    One pass over both: two headers of thousands of ranges are compared at every look.
+    """
+    left: list[Range] = []
+    gaps = merge(holes)
+    index = 0
+    for one in merge(ranges):
+        start = one.start
+        while index < len(gaps) and gaps[index].start <= one.end:
+            gap = gaps[index]
+            if start < gap.start:
+                left.append(Range(start, gap.start - 1))
+            start = max(start, gap.end + 1)
+            if gap.end > one.end:
+                break  # it may reach into the next range too
+            index += 1
+        if start <= one.end:
+            left.append(Range(start, one.end))
+    return tuple(left)
 
 
 def total(ranges: Iterable[Range]) -> int:
