@@ -6,6 +6,7 @@ from .errors import CommandFailedError, RigError
 from .gdbstub import PhysicalMemory
 from .guest_image import GuestImage, build_or_reuse
 from .guests import BOOKWORM, Guest
+from .journal import Journal
 from .machine import Capture, Dimm, Machine
 from .options import CAPTURE_COMMAND_LINE, GIB, MIB, MachineOptions
 from .oracles import cpu_notes_in_vmcore, expected_ram, find_pattern, ram_in_vmcore
@@ -23,6 +24,7 @@ __all__ = [
     "Dimm",
     "Guest",
     "GuestImage",
+    "Journal",
     "Machine",
     "MachineOptions",
     "Overlay",
