@@ -1,0 +1,1 @@
+"""Speed: figures measured side by side in one run, never compared across runs."""

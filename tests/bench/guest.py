@@ -1,0 +1,95 @@
+"""A guest with the daemon running in it, for the parts that need a real kernel."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.vm.rig import (
+    BOOKWORM,
+    CAPTURE_COMMAND_LINE,
+    MIB,
+    Machine,
+    Overlay,
+    accelerator,
+    add_product,
+    build_or_reuse,
+    build_wheel,
+)
+from tests.vm.rig.guest_shell import GuestShell
+
+TREE = Path(__file__).parents[2]
+UNIT = "kdumphpd.service"
+KERNEL = "/boot/vmlinuz"
+INITRD = "/boot/bench.img"
+
+# The pause after a load that keeps a host armed 99 % of the time would make a run of
+# many rounds last an hour. It does not change how long one load takes.
+CONFIG = f"""\
+[image]
+source = "explicit"
+kernel = "{KERNEL}"
+initrd = "{INITRD}"
+command_line = "{CAPTURE_COMMAND_LINE}"
+
+[update]
+max_disarmed_percent = 100
+"""
+
+
+@contextlib.contextmanager
+def running_daemon(wheel: Path | None, initrd_mib: int) -> Iterator[Machine]:
+    """A booted guest whose daemon has loaded its image.
+
+    Args:
+        wheel: the product; None builds it.
+        initrd_mib: size of the initrd, which is the guest's own, padded with zeros.
+    """
+    with tempfile.TemporaryDirectory(prefix="kdumphpd-bench-") as name:
+        directory = Path(name)
+        image = build_or_reuse(BOOKWORM, TREE / "build/vm")
+        if wheel is None:
+            (directory / "wheel").mkdir()
+            wheel = build_wheel(TREE, directory / "wheel")
+        overlay = Overlay(directory / "overlay")
+        add_product(overlay, BOOKWORM, wheel, TREE / "systemd", CONFIG)
+        with Machine(image, directory / "vm", overlay) as vm:
+            size = max(initrd_mib * MIB, image.initramfs.stat().st_size)
+            vm.guest.run(f"cp /boot/capture.img {INITRD} && truncate -s {size} {INITRD} && sync")
+            vm.guest.run(f"systemctl start {UNIT}", timeout=300)
+            yield vm
+
+
+def where(vm: Machine) -> str:
+    """What the guest runs on, for the report."""
+    chosen = accelerator.choose(vm.image.kernel)
+    kind = "KVM" if chosen.startswith("kvm") else "SOFTWARE EMULATION (QEMU tcg)"
+    release = vm.guest.run("uname -r").strip()
+    return f"in a guest under {kind}, kernel {release}"
+
+
+def initrd_size(vm: Machine) -> int:
+    """Bytes of the initrd that both loaders load."""
+    return int(vm.guest.run(f"stat -c %s {INITRD}"))
+
+
+class Records:
+    """The daemon's journal, read on from where it was read last."""
+
+    def __init__(self, guest: GuestShell) -> None:
+        self._guest = guest
+        self._cursor = ""
+        self.take()
+
+    def take(self) -> list[dict[str, Any]]:
+        """Records that came in since the last time."""
+        after = f"--after-cursor='{self._cursor}'" if self._cursor else ""
+        text = self._guest.run(f"journalctl -q -o json -t kdumphpd {after}")
+        entries = [json.loads(line) for line in text.splitlines()]
+        if entries:
+            self._cursor = entries[-1]["__CURSOR"]
+        return [one for one in entries if "KDUMPHPD_EVENT" in one]
