@@ -1,0 +1,14 @@
+#!/usr/bin/python3 -IB
+"""Starts kdumphpd with the libraries that its package brings along.
+
+-I keeps the environment and the working directory out of a program that runs
+as root; -B leaves no byte code behind that the package does not own.
+"""
+
+import sys
+
+sys.path.insert(0, "@PRIVATEDIR@")
+
+from kdumphpd.cli import main  # noqa: E402 (the path comes first)
+
+sys.exit(main())
