@@ -15,7 +15,8 @@ from kdumphpd.machine.ranges import Range
 _CHUNK = 4 << 20
 #: elfcorehdr= takes any address; kexec-tools and the kernel keep to this.
 _HEADER_ALIGNMENT = 1024
-_ARGUMENT = re.compile(rb"[ \0]elfcorehdr=(0x[0-9a-f]{1,16}|[0-9]{1,20})([KM]?)[ \0\n]")
+_NAME = b"elfcorehdr="
+_ARGUMENT = re.compile(rb"[ \0]elfcorehdr=(0x[0-9a-f]{1,16}|[1-9][0-9]{0,19})([KM]?)[ \0\n]")
 _ARGUMENT_LENGTH = 64
 _UNITS = {b"": 1, b"K": 1 << 10, b"M": 1 << 20}
 _TRAILER_MAGIC = b"kdumphpd header\0"
@@ -105,18 +106,29 @@ def find_foreign(memory: Memory, reservation: Range) -> tuple[FoundHeader, ...]:
     step = _CHUNK - _ARGUMENT_LENGTH
     for start in range(reservation.start, reservation.end + 1, step):
         data = memory.read(start, min(_CHUNK, reservation.end + 1 - start))
-        candidates.update(start + one for one in _header_offsets(data, start))
-        for match in _ARGUMENT.finditer(data):
-            named.add(int(match[1], 0) * _UNITS[match[2]])
+        candidates.update(
+            start + one
+            for one in _offsets(data, elf.IDENT[:7])
+            if (start + one) % _HEADER_ALIGNMENT == 0
+        )
+        named.update(_named(data))
     return tuple(_foreign(memory, sorted(candidates & named), reservation))
 
 
-def _header_offsets(data: bytes, base: int) -> Iterator[int]:
-    offset = data.find(elf.IDENT[:7])
+def _offsets(data: bytes, wanted: bytes) -> Iterator[int]:
+    offset = data.find(wanted)
     while offset >= 0:
-        if (base + offset) % _HEADER_ALIGNMENT == 0:
-            yield offset
-        offset = data.find(elf.IDENT[:7], offset + 1)
+        yield offset
+        offset = data.find(wanted, offset + 1)
+
+
+def _named(data: bytes) -> Iterator[int]:
+    """Addresses that command lines in ``data`` give for the header."""
+    # bytes.find() first: most of the memory is zeros, and each could begin the expression.
+    for offset in _offsets(data, _NAME):
+        match = _ARGUMENT.match(data, max(offset - 1, 0))
+        if match:
+            yield int(match[1], 0) * _UNITS[match[2]]
 
 
 def _foreign(memory: Memory, addresses: list[int], reservation: Range) -> Iterator[FoundHeader]:
