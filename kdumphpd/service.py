@@ -6,6 +6,7 @@ does is recorded; what it cannot mend it tries again at growing gaps.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -23,6 +24,16 @@ from kdumphpd.report.records import Kind, Priority
 from kdumphpd.report.text import machine_summary
 
 _RELOAD = "systemctl reload kdumphpd loads it again"
+
+
+class Due(enum.Enum):
+    """What the next look has to do although no uevent asks for it."""
+
+    NOTHING = "nothing"
+    HEADER = "header"  # an audit found the header stale
+    IMAGE = "image"  # an audit found the image damaged
+    RELOAD = "reload"  # the image of a new configuration could not be loaded
+    REARM = "rearm"  # a load of ours left nothing loaded
 
 
 class Service:
@@ -45,7 +56,8 @@ class Service:
         self._trouble = OnceUntilChanged()
         self._audited = OnceUntilChanged()
         self._generation = 0
-        self._disarmed = False
+        self._due = Due.NOTHING
+        self._ours = False  # the last look found our image
         self._status = "starting"
 
     @property
@@ -68,9 +80,8 @@ class Service:
         look = self._host.keeper.look()
         if look.block is not None and self._host.keeper.matches(look):
             self._record(Kind.ADOPTED, "the loaded image is the configured one", _details(look))
-            if look.state is State.STALE:
-                self._mend(look, Kind.REPAIRED)
-            self._status = f"complete: {machine_summary(look.machine)}"
+            if look.state is State.CURRENT or self._mend(look, Kind.REPAIRED):
+                self._status = _complete(look)
             self._record(Kind.STARTED, f"watching; {self._status}", _details(look))
         else:
             if look.state is State.FOREIGN:
@@ -89,11 +100,14 @@ class Service:
 
         A configuration that cannot be used is recorded, and the old one stays.
         """
+        host = None
         try:
             host = self._open_host()
             look = host.keeper.look()
             current = host.keeper.matches(look)
         except KdumphpdError as error:
+            if host is not None:
+                host.source.close()
             text = f"the old configuration stays: {error}"
             self._record(Kind.STATUS, text, Details(), Priority.ERR)
             return
@@ -101,6 +115,7 @@ class Service:
         self._host = host
         self._burst = self._burst.paced(Pace.of(host.config), self._clock())
         self._trouble = OnceUntilChanged()
+        self._due = Due.NOTHING if current else Due.RELOAD
         if current:
             self._record(
                 Kind.ADOPTED, "configuration read again, the image is the same", _details(look)
@@ -133,12 +148,13 @@ class Service:
 
     def stop(self) -> None:
         """Say that nobody keeps the image from here on."""
-        text = "stopped; the loaded image stays, nothing keeps it current"
+        text = "stopped; what is loaded stays, nothing keeps it current"
         self._record(Kind.STOPPED, text, Details())
         self._host.source.close()
 
     def _check(self) -> None:
         fingerprint: object = None
+        self._ours = False
         try:
             look = self._host.keeper.look()
         except KdumphpdError as error:
@@ -146,31 +162,47 @@ class Service:
             self._complain(f"cannot look: {error}", Verdict.UNKNOWN)
         else:
             fingerprint = (look.machine, look.state)
+            self._ours = look.block is not None
             outcome = self._answer(look)
         self._burst = self._burst.checked(self._clock(), fingerprint, outcome)
         if not self._burst.active:
-            self._close_burst()
+            self._close_burst(outcome)
 
     def _answer(self, look: Look) -> Outcome:
-        if look.state is State.CURRENT:
+        mine = look.state is not State.FOREIGN
+        if look.state is State.UNLOADED:
+            mine = self._due in (Due.REARM, Due.RELOAD)
+        if not mine:
+            self._stay_out(look)
             return Outcome.CURRENT
-        if look.state is State.STALE:
-            if not self._burst.may_update(self._clock()):
-                return Outcome.HELD
-            return Outcome.UPDATED if self._mend(look, Kind.UPDATED) else Outcome.FAILED
-        if look.state is State.UNLOADED and self._disarmed:
-            mended = self._host.keeper.load(look.machine)
-            done = self._report_load(Kind.REPAIRED, "armed again", look, mended)
-            return Outcome.UPDATED if done else Outcome.FAILED
-        self._stay_out(look)
-        return Outcome.CURRENT
+        if look.state is State.CURRENT and self._due in (Due.NOTHING, Due.HEADER):
+            self._due = Due.NOTHING
+            self._trouble.over()
+            self._status = _complete(look)
+            return Outcome.CURRENT
+        # Where nothing is loaded, or nothing that would start, there is no protection to lose.
+        armed = look.state is not State.UNLOADED and self._due is not Due.IMAGE
+        if armed and not self._burst.may_update(self._clock()):
+            self._status = f"{look.state.value}: an update waits, the last one was just now"
+            return Outcome.HELD
+        return Outcome.UPDATED if self._act(look) else Outcome.FAILED
+
+    def _act(self, look: Look) -> bool:
+        """Load what is due; whether it succeeded."""
+        if look.state is State.STALE and self._due is not Due.IMAGE:
+            return self._mend(look, Kind.REPAIRED if self._due is Due.HEADER else Kind.UPDATED)
+        what = {Due.IMAGE: "the image was damaged", Due.RELOAD: "the configured image is loaded"}
+        mended = self._host.keeper.load(look.machine)
+        return self._report_load(Kind.REPAIRED, what.get(self._due, "armed again"), look, mended)
 
     def _stay_out(self, look: Look) -> None:
         """What is loaded, or not, is somebody's decision: respect it, and say so once."""
+        self._due = Due.NOTHING
         if look.state is State.FOREIGN:
             kind, text = Kind.FOREIGN, "another program loaded its own image, leaving it alone"
         else:
             kind, text = Kind.DISARMED, "another program unloaded the crash image"
+        self._status = text
         if self._trouble.is_new(kind):
             self._record(kind, f"{text}; {_RELOAD}", _details(look), Priority.WARNING)
 
@@ -181,12 +213,12 @@ class Service:
     def _report_load(self, kind: Kind, what: str, look: Look, mended: Mended) -> bool:
         """Record a load and what failed before it; whether it succeeded."""
         now = self._clock()
-        self._disarmed = not mended.armed
         loaded = mended.loaded
         if loaded is None:
-            verdict = Verdict.STALE if mended.armed else Verdict.UNLOADED
-            self._complain("; ".join(mended.failures), verdict, busy=mended.busy)
+            self._report_failure(look, mended)
             return False
+        if loaded.backend == "full" or self._due is not Due.RELOAD:
+            self._due = Due.NOTHING
         details = replace(_details(look), armed=True, backend=loaded.backend)
         if mended.failures:
             self._record(Kind.FALLBACK, "; ".join(mended.failures), details)
@@ -207,52 +239,64 @@ class Service:
                 verdict=Verdict.COMPLETE.value,
             ),
         )
-        self._status = f"complete: {machine_summary(look.machine)}"
+        self._status = _complete(look)
         return True
 
-    def _complain(self, problem: str, verdict: Verdict, *, busy: bool = False) -> None:
+    def _report_failure(self, look: Look, mended: Mended) -> None:
+        problem = "; ".join(mended.failures)
+        if mended.busy or mended.overtaken:
+            # Another program is at work: the next look sees what it has done.
+            self._status = f"trying again: {problem}"
+        elif not mended.armed:
+            self._due = Due.REARM
+            self._complain(problem, Verdict.UNLOADED)
+        elif self._due is Due.IMAGE:
+            self._complain(problem, Verdict.DAMAGED)
+        else:
+            current = look.state is State.CURRENT
+            self._complain(problem, Verdict.COMPLETE if current else Verdict.STALE)
+
+    def _complain(self, problem: str, verdict: Verdict) -> None:
         """Record what could not be mended: once, until something else is the matter."""
-        unloaded = verdict is Verdict.UNLOADED
+        unloaded, unknown = verdict is Verdict.UNLOADED, verdict is Verdict.UNKNOWN
         self._status = f"{verdict.value}: {problem}"
-        if busy or not self._trouble.is_new((verdict, problem)):
+        if not self._trouble.is_new((verdict, problem)):
             return
         self._record(
             Kind.DISARMED if unloaded else Kind.FALLBACK,
             f"{'NO CRASH KERNEL IS LOADED: ' if unloaded else ''}{problem}; trying again",
-            Details(armed=not unloaded, verdict=verdict.value),
-            Priority.ERR if verdict is Verdict.UNKNOWN else Priority.CRIT,
+            Details(armed=None if unknown else not unloaded, verdict=verdict.value),
+            Priority.ERR if unknown else Priority.CRIT,
         )
 
-    def _close_burst(self) -> None:
+    def _close_burst(self, outcome: Outcome) -> None:
         burst = self._burst
-        if burst.updates:
-            # The load was verified by its digest already; this is about the machine.
+        uevents = _counted(burst.uevents, "uevent")
+        if burst.uevents and not burst.updates and self._ours and outcome is Outcome.CURRENT:
+            text = f"{uevents} changed nothing that a vmcore needs"
+            self._record(Kind.UNCHANGED, text, Details(armed=True))
+        elif burst.updates or burst.uevents:
+            # Our loads were verified by their digest already; this is about the machine.
             found = audit(self._host.root, self._host.reader, verify=False)
-            noun = "update" if burst.updates == 1 else "updates"
-            text = f"{burst.updates} {noun} for {burst.uevents} uevents; {_verdict_text(found)}"
+            text = f"{_counted(burst.updates, 'update')} for {uevents}; {_verdict_text(found)}"
             self._record_audit(Kind.AUDITED, text, found)
-        elif burst.uevents:
-            text = f"{burst.uevents} uevents changed nothing that a vmcore needs"
-            self._record(Kind.UNCHANGED, text, Details(armed=not self._disarmed))
 
     def _audit(self) -> None:
         found = audit(self._host.root, self._host.reader)
-        mine = found.managed_by == "kdumphpd"
-        spoilt = mine and found.verdict in (Verdict.STALE, Verdict.DAMAGED)
         self._record_audit(Kind.AUDITED, _verdict_text(found), found)
-        if spoilt:
-            try:
-                self._mend(self._host.keeper.look(), Kind.REPAIRED)
-            except KdumphpdError as error:
-                self._complain(f"cannot repair: {error}", found.verdict)
-        self._burst = self._burst.audited(self._clock(), stale=spoilt)
+        if found.managed_by == "kdumphpd" and found.verdict is Verdict.DAMAGED:
+            self._due = Due.IMAGE
+        elif found.managed_by == "kdumphpd" and found.verdict is Verdict.STALE:
+            self._due = Due.HEADER if self._due is Due.NOTHING else self._due
+        # Back-off ends after a while, what is due does not.
+        self._burst = self._burst.audited(self._clock(), stale=self._due is not Due.NOTHING)
 
     def _hint(self) -> None:
         """Look once more soon: something may have changed since the look that was acted on."""
         self._burst = self._burst.audited(self._clock(), stale=True)
 
     def _record_audit(self, kind: Kind, text: str, found: Audit) -> None:
-        self._status = text
+        self._status = _verdict_text(found)
         header = found.header
         details = Details(armed=found.loaded, verdict=found.verdict.value)
         if header is not None:
@@ -284,6 +328,14 @@ def _details(look: Look) -> Details:
         ranges=len(machine.ram),
         change=str(look.change) if look.change and not look.change.empty else None,
     )
+
+
+def _complete(look: Look) -> str:
+    return f"complete: {machine_summary(look.machine)}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _verdict_text(found: Audit) -> str:

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import structlog
 
 from kdumphpd.audit.audit import Audit, audit
+from kdumphpd.events.monitor import Drained, Uevent
 from kdumphpd.host import Host, open_host
 from kdumphpd.image.parameter_block import ParameterBlock, parse
 from kdumphpd.machine.ranges import Range, merge
@@ -141,6 +142,15 @@ class FakeHost:
     def service(self) -> Service:
         return Service(self.open, Reporter(self.records), self.clock)
 
+    def settle(self, service: Service, patience: float = 600) -> None:
+        """Let the service do what is due, until the next thing is ``patience`` seconds away."""
+        for _ in range(500):
+            if service.deadline > self.clock.now + patience * 1e6:
+                return
+            self.clock.now = max(self.clock.now, service.deadline)
+            service.turn()
+        raise AssertionError(f"does not settle: {service.status}")
+
     def audit(self) -> Audit:
         return audit(self.root, MachineReader(self.root))
 
@@ -158,13 +168,20 @@ class FakeHost:
         end = self.kernel.reservation.end + 1
         return parse(self.kernel.read_memory(end - PAGE, PAGE))
 
+    def live_block(self) -> ParameterBlock:
+        """The parameter block, which must be there."""
+        block = self.block()
+        assert block is not None
+        return block
+
     def command_line(self) -> str:
-        """The command line that the last full load put behind boot_params (cmd_line_ptr)."""
-        full = next(one for one in reversed(self.kernel.calls) if "boot_params" in one.names)
-        (place,) = (one for one in full.places if one.name == "boot_params")
-        page = self.kernel.read_memory(place.mem, place.memsz)
-        low, high = (struct.unpack_from("<I", page, at)[0] for at in (0x228, 0xC8))
-        line = page[(high << 32 | low) - place.mem :]
+        """What the purgatory hands over: by the block's boot_params and their cmd_line_ptr."""
+        end = self.kernel.reservation.end + 1
+        (params,) = struct.unpack("<Q", self.kernel.read_memory(end - PAGE + 48, 8))
+        low, high = (
+            struct.unpack("<I", self.kernel.read_memory(params + at, 4))[0] for at in (0x228, 0xC8)
+        )
+        line = self.kernel.read_memory(high << 32 | low, PAGE)
         return line[: line.index(b"\0")].decode()
 
     def live_header(self) -> int:
@@ -209,6 +226,12 @@ class FakeHost:
     def flip(self, address: int) -> None:
         """Flip one bit of memory."""
         self.kernel.write_memory(address, bytes((self.kernel.read_memory(address, 1)[0] ^ 4,)))
+
+
+def uevents(count: int = 1, *, lost: bool = False) -> Drained:
+    """What the monitor hands over after ``count`` uevents."""
+    found = (Uevent("add", "memory", f"memory{number}", number) for number in range(count))
+    return Drained(tuple(found), lost)
 
 
 def bzimage(image: SyntheticBzImage | None = None) -> bytes:

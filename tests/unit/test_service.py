@@ -1,0 +1,504 @@
+"""What the service does and says: start, bursts, faults, other programs, reload, audits."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from kdumphpd.errors import ConfigError, ExitCode, InputError, KdumphpdError
+from kdumphpd.report.records import Kind, Priority
+from kdumphpd.service import Service
+from tests.unit.host_fixture import (
+    CONFIG,
+    DIMM,
+    INITRD,
+    KERNEL,
+    OTHER_DIMM,
+    FakeHost,
+    uevents,
+)
+
+LOADS = (Kind.UPDATED, Kind.REPAIRED)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> FakeHost:
+    return FakeHost(tmp_path)
+
+
+@pytest.fixture
+def service(host: FakeHost) -> Service:
+    """Started and at rest; its records so far are forgotten."""
+    service = host.service()
+    service.start()
+    host.settle(service)
+    host.records.clear()
+    host.kernel.calls.clear()
+    return service
+
+
+def change(host: FakeHost, service: Service, count: int = 16) -> None:
+    """A DIMM comes and its uevents arrive."""
+    host.kernel.hot_add_memory(DIMM)
+    service.uevents(uevents(count))
+
+
+# --- start -----------------------------------------------------------------------------
+
+
+def test_start_loads_where_nothing_is(host: FakeHost) -> None:
+    service = host.service()
+    service.start()
+    assert host.records.kinds == [Kind.STARTED]
+    assert host.records[0].details.backend == "full"
+    assert host.records[0].details.armed is True
+    assert service.status.startswith("complete: 2 CPUs")
+    host.assert_complete()
+    host.settle(service)
+    assert host.records.kinds == [Kind.STARTED], "nothing more to say"
+    assert len(host.kernel.calls) == 1
+
+
+def test_start_adopts_the_configured_image(host: FakeHost) -> None:
+    host.load()
+    service = host.service()
+    service.start()
+    assert host.records.kinds == [Kind.ADOPTED, Kind.STARTED]
+    assert len(host.kernel.calls) == 1
+
+
+def test_start_adopts_a_stale_image_and_repairs_it_with_a_delta(host: FakeHost) -> None:
+    host.load()
+    host.kernel.hot_add_memory(DIMM)
+    service = host.service()
+    service.start()
+    assert host.records.kinds == [Kind.ADOPTED, Kind.REPAIRED, Kind.STARTED]
+    assert host.records[1].details.backend == "delta"
+    host.assert_complete()
+
+
+def test_start_says_it_if_a_stale_image_cannot_be_repaired_yet(host: FakeHost) -> None:
+    host.load()
+    host.kernel.hot_add_memory(DIMM)
+    host.kernel.fail_next(errno.EPERM, before_free=True, times=2)
+    service = host.service()
+    service.start()
+    assert "complete" not in service.status
+    assert host.records.of(Kind.FALLBACK)[0].priority is Priority.CRIT
+    host.settle(service)
+    host.assert_complete()
+    assert service.status.startswith("complete")
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_start_replaces_what_is_not_the_configured_image(host: FakeHost, damaged: bool) -> None:
+    host.load()
+    if damaged:
+        host.flip(host.live_block().regions[1].start)
+    else:
+        host.write(INITRD, b"rebuilt" * 1000)
+    service = host.service()
+    service.start()
+    assert host.records.kinds == [Kind.STARTED]
+    assert len(host.kernel.calls) == 2
+    host.assert_complete()
+
+
+def test_start_replaces_a_foreign_image_and_says_so(host: FakeHost) -> None:
+    host.kernel.foreign_load()
+    host.service().start()
+    assert host.records.kinds == [Kind.FOREIGN, Kind.STARTED]
+    host.assert_complete()
+
+
+def test_start_without_a_usable_kernel_leaves_the_loaded_image(host: FakeHost) -> None:
+    host.load()
+    host.root.path(KERNEL).unlink()
+    service = host.service()
+    with pytest.raises(InputError, match="vmlinuz"):
+        service.start()
+    assert host.kernel.loaded
+    host.assert_complete()
+
+
+def test_start_that_leaves_nothing_loaded_is_critical(host: FakeHost) -> None:
+    host.kernel.foreign_load()
+    host.kernel.fail_next(errno.ENOMEM, before_free=False)
+    service = host.service()
+    with pytest.raises(KdumphpdError, match="NOTHING is loaded") as caught:
+        service.start()
+    assert caught.value.exit_code is ExitCode.LOAD_FAILED
+    (record,) = host.records.of(Kind.DISARMED)
+    assert record.priority is Priority.CRIT
+    assert record.details.armed is False
+
+
+def test_a_configuration_that_cannot_be_used_stops_it_at_once(host: FakeHost) -> None:
+    host.configure(more="[update]\nsettle = 3\n")
+    with pytest.raises(ConfigError, match="settle_seconds"):
+        host.service()
+
+
+# --- bursts ----------------------------------------------------------------------------
+
+
+def test_a_burst_makes_one_update_at_its_first_uevent(host: FakeHost, service: Service) -> None:
+    change(host, service)
+    service.turn()
+    host.assert_complete()
+    for _ in range(15):
+        host.clock.advance(0.2)
+        service.uevents(uevents(16))
+        service.turn()
+    host.settle(service)
+    assert [call.names for call in host.kernel.calls] == [("elfcorehdr",)]
+    assert host.records.kinds == [Kind.UPDATED, Kind.AUDITED]
+    updated, audited = host.records
+    assert updated.details.change == f"memory {DIMM}, 2 GiB, 16 blocks added"
+    assert updated.details.backend == "delta"
+    assert updated.details.latency_usec == 0, "no time passed on this clock"
+    assert updated.details.generation == 2
+    assert audited.message == "1 update for 256 uevents; complete"
+    assert audited.details.verdict == "complete"
+
+
+def test_a_remove_uevent_before_iomem_changes_is_followed_up(
+    host: FakeHost, service: Service
+) -> None:
+    change(host, service)
+    host.settle(service)
+    host.records.clear()
+    service.uevents(uevents(16))  # "remove" comes first
+    service.turn()
+    assert not host.records
+    host.kernel.hot_remove_memory(DIMM)
+    host.settle(service)
+    assert host.records.kinds[0] is Kind.UPDATED
+    host.assert_complete()
+
+
+def test_uevents_that_change_nothing_are_one_record(host: FakeHost, service: Service) -> None:
+    service.uevents(uevents(3))
+    host.settle(service)
+    assert host.records.kinds == [Kind.UNCHANGED]
+    assert host.records[0].message == "3 uevents changed nothing that a vmcore needs"
+    assert not host.kernel.calls
+
+
+def test_lost_uevents_are_a_reason_to_look(host: FakeHost, service: Service) -> None:
+    host.kernel.hot_add_cpu(4)
+    service.uevents(uevents(0, lost=True))
+    service.turn()
+    assert host.records.kinds == [Kind.UPDATED]
+    host.assert_complete()
+
+
+def test_a_cpu_whose_notes_come_late_is_in_the_header_in_the_end(
+    host: FakeHost, service: Service
+) -> None:
+    host.kernel.hot_add_cpu(4, registered=False)
+    service.uevents(uevents())
+    service.turn()
+    host.kernel.register_cpu(4)
+    host.settle(service)
+    host.assert_complete()
+
+
+def test_updates_are_spaced_by_the_time_that_the_last_one_took(
+    host: FakeHost, service: Service
+) -> None:
+    change(host, service)
+    service.turn()
+    usec = host.records[0].details.unarmed_usec
+    assert usec
+    updated_at = host.clock.now
+    host.kernel.hot_add_memory(OTHER_DIMM)
+    service.uevents(uevents())
+    while len(host.kernel.calls) == 1:
+        host.clock.now = max(host.clock.now, service.deadline)
+        service.turn()
+    assert host.clock.now - updated_at >= 100 * usec
+    host.settle(service)
+    host.assert_complete()
+
+
+def test_an_update_that_waits_shows_in_the_status(host: FakeHost, service: Service) -> None:
+    host.configure(more="[update]\nmax_disarmed_percent = 0.01\n")
+    service.reload()
+    host.settle(service)
+    change(host, service)
+    service.turn()
+    host.kernel.hot_add_memory(OTHER_DIMM)
+    service.uevents(uevents())
+    host.clock.now = service.deadline
+    service.turn()
+    assert service.status.startswith("stale: ")
+    host.settle(service)
+    assert service.status.startswith("complete")
+
+
+# --- faults ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [errno.ENOMEM, errno.EFAULT, errno.EADDRNOTAVAIL])
+def test_a_delta_that_fails_is_followed_by_a_full_load_at_once(
+    host: FakeHost, service: Service, code: int
+) -> None:
+    host.kernel.fail_next(code, before_free=False)
+    change(host, service)
+    service.turn()
+    assert host.records.kinds == [Kind.FALLBACK, Kind.UPDATED]
+    assert errno.errorcode[code] in host.records[0].message
+    assert host.records[1].details.backend == "full"
+    host.assert_complete()
+
+
+def test_disarmed_is_said_once_and_mended_as_soon_as_the_kernel_lets_it(
+    host: FakeHost, service: Service
+) -> None:
+    host.kernel.fail_next(errno.ENOMEM, before_free=False, times=8)
+    change(host, service)
+    service.turn()
+    (disarmed,) = host.records
+    assert disarmed.kind is Kind.DISARMED
+    assert disarmed.priority is Priority.CRIT
+    assert disarmed.details.armed is False
+    assert service.status.startswith("unloaded: ")
+    begun = host.clock.now
+    host.settle(service)
+    # The first turn made two attempts; each of the other six came after a longer gap.
+    assert [call.error for call in host.kernel.calls] == [errno.ENOMEM] * 8 + [0]
+    assert host.clock.now - begun > 16e6
+    # One DISARMED for "delta; full", one for "full" alone.
+    assert host.records.kinds.count(Kind.DISARMED) <= 2
+    (repaired,) = host.records.of(Kind.REPAIRED)
+    assert repaired.message.startswith("armed again")
+    assert service.status.startswith("complete")
+    host.assert_complete()
+
+
+def test_disarmed_is_retried_even_after_hours(host: FakeHost, service: Service) -> None:
+    host.kernel.fail_next(errno.ENOMEM, before_free=False, times=40)
+    change(host, service)
+    for _ in range(60):
+        host.clock.now = max(host.clock.now, service.deadline)
+        service.turn()
+    host.settle(service)
+    host.assert_complete()
+
+
+def test_a_refusal_keeps_the_old_image_and_is_retried(host: FakeHost, service: Service) -> None:
+    host.kernel.fail_next(errno.EPERM, before_free=True, times=6)
+    change(host, service)
+    service.turn()
+    (fallback,) = host.records
+    assert (fallback.kind, fallback.priority) == (Kind.FALLBACK, Priority.CRIT)
+    assert fallback.details.armed is True
+    assert fallback.details.verdict == "stale"
+    assert host.kernel.loaded
+    assert service.status.startswith("stale: ")
+    host.settle(service)
+    assert host.records.kinds == [Kind.FALLBACK, Kind.UPDATED, Kind.AUDITED]
+    host.assert_complete()
+
+
+def test_a_stale_header_that_becomes_right_by_itself_ends_the_trouble(
+    host: FakeHost, service: Service
+) -> None:
+    host.kernel.fail_next(errno.EPERM, before_free=True, times=2)
+    change(host, service)
+    service.turn()
+    host.kernel.hot_remove_memory(DIMM)
+    host.settle(service)
+    assert service.status.startswith("complete")
+
+
+def test_a_busy_kernel_is_no_news(host: FakeHost, service: Service) -> None:
+    host.kernel.fail_next(errno.EBUSY, before_free=True)
+    change(host, service)
+    service.turn()
+    assert not host.records
+    host.settle(service)
+    assert host.records.kinds == [Kind.UPDATED, Kind.AUDITED]
+
+
+def test_a_kernel_that_cannot_be_read_is_said_and_retried(host: FakeHost, service: Service) -> None:
+    present = host.root.path("/sys/devices/system/cpu/present")
+    text = present.read_text()
+    present.write_text("garbage")
+    change(host, service)
+    service.turn()
+    (record,) = host.records
+    assert (record.kind, record.priority) == (Kind.FALLBACK, Priority.ERR)
+    assert record.details.armed is None, "that is not known"
+    present.write_text(text)
+    host.settle(service)
+    host.assert_complete()
+
+
+# --- other programs --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("style", ["kexec_load", "kexec_file_load"])
+def test_a_foreign_image_is_left_alone_said_once_and_audited(
+    host: FakeHost, service: Service, style: str
+) -> None:
+    host.kernel.foreign_load(style)
+    for number in (4, 5):
+        host.kernel.hot_add_cpu(number)
+        service.uevents(uevents())
+        host.settle(service)
+    assert not host.kernel.calls
+    (foreign,) = host.records.of(Kind.FOREIGN)
+    assert foreign.priority is Priority.WARNING
+    audits = host.records.of(Kind.AUDITED)
+    assert [one.details.verdict for one in audits] == ["stale", "stale"]
+    assert "lacks CPUs 4, 5" in audits[-1].message
+    assert not host.records.of(Kind.UNCHANGED), "a stale header is not unchanged"
+
+
+def test_an_image_that_was_unloaded_on_purpose_stays_unloaded(
+    host: FakeHost, service: Service
+) -> None:
+    host.kernel.unload()
+    change(host, service)
+    host.settle(service)
+    assert not host.kernel.calls
+    (record,) = host.records.of(Kind.DISARMED)
+    assert record.priority is Priority.WARNING
+    assert record.details.armed is False
+    assert "systemctl reload" in record.message
+    service.reload()
+    host.assert_complete()
+
+
+def test_a_foreign_image_ends_our_own_wish_to_be_armed(host: FakeHost, service: Service) -> None:
+    host.kernel.fail_next(errno.ENOMEM, before_free=False, times=2)
+    change(host, service)
+    service.turn()
+    host.kernel.foreign_load()
+    host.settle(service)
+    host.kernel.unload()
+    host.clock.now = service.deadline
+    service.turn()
+    service.uevents(uevents())
+    host.settle(service)
+    assert not host.kernel.loaded, "unloaded by somebody else, not by us"
+    assert [call.error for call in host.kernel.calls] == [errno.ENOMEM] * 2
+
+
+# --- the periodic audit ----------------------------------------------------------------
+
+
+def test_the_audit_repairs_a_damaged_image_with_a_full_load(
+    host: FakeHost, service: Service
+) -> None:
+    host.flip(host.live_block().regions[0].start)
+    host.clock.now = service.deadline
+    host.settle(service)
+    assert host.records.kinds[:2] == [Kind.AUDITED, Kind.REPAIRED]
+    assert host.records[0].details.verdict == "damaged"
+    assert host.records[0].priority is Priority.WARNING
+    assert [len(call.places) for call in host.kernel.calls] == [5]
+    host.assert_complete()
+    assert host.audit().verified is True
+
+
+def test_a_repair_that_fails_is_tried_again_before_the_next_audit(
+    host: FakeHost, service: Service
+) -> None:
+    host.flip(host.live_block().regions[0].start)
+    host.kernel.fail_next(errno.EPERM, before_free=True, times=3)
+    host.clock.now = service.deadline
+    begun = host.clock.now
+    host.settle(service)
+    assert host.clock.now - begun < 600e6
+    assert host.audit().verified is True
+    (fallback,) = host.records.of(Kind.FALLBACK)
+    assert fallback.details.verdict == "damaged"
+
+
+def test_the_audit_repairs_a_stale_header(host: FakeHost, service: Service) -> None:
+    host.kernel.hot_add_memory(DIMM)  # and no uevent comes
+    host.clock.now = service.deadline
+    host.settle(service)
+    assert host.records.kinds[:2] == [Kind.AUDITED, Kind.REPAIRED]
+    assert host.records[1].details.backend == "delta"
+    host.assert_complete()
+
+
+def test_an_image_that_goes_away_after_the_audit_is_not_repaired(
+    host: FakeHost, service: Service
+) -> None:
+    host.kernel.hot_add_memory(DIMM)
+    host.clock.now = service.deadline
+    service.turn()
+    host.kernel.foreign_load()
+    host.settle(service)
+    assert not host.kernel.calls
+    assert host.records.of(Kind.FOREIGN)
+
+
+def test_audits_that_find_the_same_are_said_once(host: FakeHost, service: Service) -> None:
+    for _ in range(3):
+        host.clock.now = service.deadline
+        service.turn()
+    assert host.records.kinds == [Kind.AUDITED]
+    assert not host.kernel.calls
+
+
+# --- signals ---------------------------------------------------------------------------
+
+
+def test_reload_of_the_same_configuration_loads_nothing(host: FakeHost, service: Service) -> None:
+    service.reload()
+    assert host.records.kinds == [Kind.ADOPTED]
+    assert not host.kernel.calls
+
+
+def test_reload_of_another_image_loads_it(host: FakeHost, service: Service) -> None:
+    host.configure(command_line="root=/dev/vda9 nr_cpus=1")
+    service.reload()
+    assert host.records.kinds == [Kind.UPDATED]
+    assert "root=/dev/vda9" in host.command_line()
+    host.assert_complete()
+
+
+@pytest.mark.parametrize("broken", ["config", "kernel"])
+def test_reload_of_a_broken_configuration_keeps_the_old_one(
+    host: FakeHost, service: Service, broken: str
+) -> None:
+    if broken == "config":
+        host.write(str(CONFIG), "[image]\nsauce = 3\n")
+    else:
+        host.write(KERNEL, b"no kernel")
+    service.reload()
+    (record,) = host.records
+    assert (record.kind, record.priority) == (Kind.STATUS, Priority.ERR)
+    assert "the old configuration stays" in record.message
+    change(host, service)
+    host.settle(service)
+    assert [call.names for call in host.kernel.calls] == [("elfcorehdr",)]
+    host.assert_complete()
+
+
+def test_reload_that_the_kernel_refuses_is_tried_again(host: FakeHost, service: Service) -> None:
+    host.configure(command_line="root=/dev/vda9 nr_cpus=1")
+    host.kernel.fail_next(errno.EPERM, before_free=True, times=3)
+    service.reload()
+    (record,) = host.records
+    assert record.details.armed is True
+    host.settle(service)
+    assert "root=/dev/vda9" in host.command_line()
+    host.assert_complete()
+
+
+def test_status_and_stop(host: FakeHost, service: Service) -> None:
+    service.report_status()
+    service.stop()
+    assert host.records.kinds == [Kind.STATUS, Kind.STOPPED]
+    assert host.records[0].details.verdict == "complete"
+    assert host.records[0].details.cpus == 2
+    assert host.kernel.loaded
