@@ -20,12 +20,23 @@ from kdumphpd.machine.snapshot import MachineReader
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What to load, and who said so (``origin``: a configuration file's path)."""
+    """What to load, and who said so.
+
+    Attributes:
+        kernel: a bzImage or a unified kernel image.
+        initrd: its initrd.
+        command_line: without what the loader adds.
+        origin: a configuration file's path, or the name of the host's kdump.
+        origins: where each value comes from, by its name, where ``origin`` is not all.
+        needs_file_load: why only kexec_file_load(2) can load it; empty if kexec_load(2) can.
+    """
 
     kernel: Path
     initrd: Path
     command_line: str
     origin: str
+    origins: tuple[tuple[str, str], ...] = ()
+    needs_file_load: str = ""
 
 
 class ImageSource:

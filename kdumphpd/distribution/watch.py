@@ -1,0 +1,139 @@
+"""When the host's kdump has acted: files that change, whoever changes them.
+
+What was weighed:
+
+* **D-Bus** (kdump.service's ActiveState) sees ``systemctl restart kdump``, but not
+  ``kdumpctl reload`` by hand, which is what administrators and kdump's own udev
+  rule run. It needs a bus, a library that RHEL ships for the system's Python
+  (python3-dasbus pulls in GLib and its loop), and tells nothing that the kernel's
+  ``kexec_crash_loaded`` does not.
+* **A drop-in for kdump.service** (ExecStartPost=, ExecReload=) is blind to
+  kdumpctl by hand for the same reason, and changes the vendor's unit.
+* **inotify on kdumpctl's lock**: each kdumpctl, whoever starts it, opens
+  the lock file for writing, holds it until it exits, and so closes it last of all:
+  IN_CLOSE_WRITE, when its work is done and the lock is free. A kdumpctl that is
+  killed closes it too. kdump-tools has no such lock, but writes its kexec command
+  down after each load.
+
+So it is inotify: no bus, no library, no change to another package's unit, one
+more descriptor in the loop. It is a hint and no more: what is loaded is always read
+back. What no file shows (``kdumpctl stop`` does: it takes the lock;
+``kdump-config unload`` does not) the periodic audit finds.
+
+Directories are watched and names picked out: files get replaced by rename, and
+may not be there yet.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdumphpd.distribution import inotify
+from kdumphpd.distribution.inotify import Event, Inotify
+
+_MASK = inotify.IN_CLOSE_WRITE | inotify.IN_MOVED_TO | inotify.IN_CREATE | inotify.IN_ONLYDIR
+_MAX_READS = 64
+
+
+@dataclass(frozen=True)
+class Changed:
+    """What changed since the last time.
+
+    Attributes:
+        paths: of those asked for.
+        lost: events were lost, or a directory went away: anything may have changed.
+    """
+
+    paths: frozenset[Path]
+    lost: bool
+
+    def __bool__(self) -> bool:
+        return bool(self.paths) or self.lost
+
+
+class FileWatch:
+    """Watches files by their directories, on one descriptor.
+
+    Raises:
+        OSError: there is no inotify instance to be had (fs.inotify.max_user_instances).
+    """
+
+    def __init__(self, paths: Iterable[Path] = ()) -> None:
+        self._inotify = Inotify()
+        # One inode has one watch, whatever names it goes by (/var/lock is /run/lock).
+        self._directories: dict[int, set[Path]] = {}
+        # By the name to look for: which of the asked-for paths it stands for.
+        self._names: dict[Path, set[Path]] = {}
+        self._missing: tuple[Path, ...] = ()
+        self.watch(paths)
+
+    @property
+    def missing(self) -> tuple[Path, ...]:
+        """Asked-for paths whose directory cannot be watched, as of the last `watch`."""
+        return self._missing
+
+    def watch(self, paths: Iterable[Path]) -> None:
+        """Watch ``paths`` from here on, and what they link to now; the old ones no longer."""
+        names: dict[Path, set[Path]] = {}
+        for path in paths:
+            for name in {path, Path(os.path.realpath(path))}:
+                names.setdefault(name, set()).add(path)
+        added: dict[int, set[Path]] = {}
+        missing: list[Path] = []
+        for directory in sorted({name.parent for name in names}):
+            try:
+                added.setdefault(self._inotify.add(str(directory), _MASK), set()).add(directory)
+            except OSError:
+                below = (name for name in names if name.parent == directory)
+                missing += [path for name in below for path in names[name]]
+        for wd in set(self._directories) - set(added):
+            self._forget(wd)
+        self._directories, self._names = added, names
+        self._missing = tuple(sorted(set(missing)))
+
+    def fileno(self) -> int:
+        """Descriptor to select on for reading."""
+        return self._inotify.fileno()
+
+    def drain(self) -> Changed:
+        """Take what is waiting, without blocking."""
+        paths: set[Path] = set()
+        lost = False
+        for _ in range(_MAX_READS):
+            events = self._inotify.read()
+            if not events:
+                break
+            for event in events:
+                lost |= self._is_loss(event)
+                paths |= self._asked_for(event)
+        return Changed(frozenset(paths), lost)
+
+    def close(self) -> None:
+        """Give up the descriptor."""
+        self._inotify.close()
+
+    def _is_loss(self, event: Event) -> bool:
+        if event.mask & inotify.IN_IGNORED:
+            # The kernel took the watch away with its directory; ours to forget.
+            return self._directories.pop(event.wd, None) is not None
+        return bool(event.mask & inotify.IN_Q_OVERFLOW)
+
+    def _asked_for(self, event: Event) -> set[Path]:
+        found: set[Path] = set()
+        for directory in self._directories.get(event.wd, ()):
+            path = directory / event.name
+            # What is made now is still to be written, which ends with
+            # IN_CLOSE_WRITE; a link is complete at once.
+            if not event.mask & inotify.IN_CREATE or path.is_symlink():
+                found |= self._names.get(path, set())
+        return found
+
+    def _forget(self, wd: int) -> None:
+        try:
+            self._inotify.remove(wd)
+        except OSError:
+            # Its directory is gone, and the watch with it.
+            return
