@@ -64,7 +64,7 @@ def _sections(arguments: argparse.Namespace) -> Iterator[Section]:
         yield header.run()
     if not {"loads", "idle"}.intersection(parts):
         return
-    with guest.running_daemon(arguments.wheel, arguments.initrd_mib) as vm:
+    with guest.running_daemon(arguments.wheel, arguments.initrd_mib, arguments.rounds) as vm:
         if "loads" in parts:
             yield loads.run(vm, arguments.rounds)
         if "idle" in parts:

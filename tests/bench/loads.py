@@ -13,7 +13,7 @@ from typing import Any
 from tests.bench import guest, trace
 from tests.bench.figures import Figure, Ratio, Section
 from tests.bench.header import BenchError
-from tests.vm.rig import CAPTURE_COMMAND_LINE, GIB, Machine
+from tests.vm.rig import CAPTURE_COMMAND_LINE, GIB, Dimm, Machine
 from tests.vm.rig.progress import log
 
 ROUNDS = 5
@@ -37,13 +37,15 @@ class Rounds:
         trace.start(vm.guest)
 
     def run(self) -> None:
-        """One round: four delta loads, an unload-and-reload, a full load over that."""
+        """One round: three delta loads, an unload-and-reload, a full load over that.
+
+        No CPU is taken away: QEMU 7.2's software emulation, having lost a CPU, dies of
+        a segmentation fault when memory goes next.
+        """
         vm = self._vm
-        dimm = self._delta("DIMM added", lambda: vm.hot_add_dimm(_DIMM))
+        dimm: Dimm = self._delta("DIMM added", lambda: vm.hot_add_dimm(_DIMM))
         vm.wait_for_memory(dimm)
-        cpu = self._delta("CPU added", vm.hot_add_cpu)
-        vm.wait_for_cpus(2)
-        self._delta("CPU removed", lambda: vm.hot_remove_cpu(cpu))
+        self._delta("CPU added", vm.hot_add_cpu)
         self._delta("DIMM removed", lambda: vm.hot_remove_dimm(dimm))
         self._unload_reload()
         self._full()
