@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import NoReturn
 from kdumphpd import commands
 from kdumphpd.config import DEFAULT_PATH
 from kdumphpd.errors import ExitCode, KdumphpdError
+from kdumphpd.load.syscalls import Kernel, LiveKernel
+from kdumphpd.machine.files import Root
 
 _DESCRIPTION = """\
 Keeps the crash image that kdump uses current across CPU and memory hotplug, and
@@ -95,23 +98,41 @@ def build_parser() -> argparse.ArgumentParser:
             sub.add_argument(
                 "--root",
                 type=Path,
-                default=Path("/"),
                 metavar="DIR",
-                help="a tree with proc, sys, etc and the image's files of the host to plan for",
+                help="a tree with proc, sys, etc and the image's files of the host to plan for; "
+                "the live host by default",
             )
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code."""
+def main(
+    argv: Sequence[str] | None = None, root: Root | None = None, kernel: Kernel | None = None
+) -> int:
+    """Run one command; returns its exit code.
+
+    Args:
+        argv: arguments; those of the process by default.
+        root: the host to act on, the live one by default; ``plan --root`` names another.
+        kernel: makes the system calls, the running one by default.
+    """
     arguments = build_parser().parse_args(argv)
+    directory = getattr(arguments, "root", None)
+    context = commands.Context(
+        arguments,
+        Root(directory) if directory else root or Root(),
+        kernel or LiveKernel(),
+    )
+    code = int(ExitCode.OK)
     try:
-        return int(arguments.command(arguments))
+        code = int(arguments.command(context))
+        sys.stdout.flush()
     except KdumphpdError as error:
         print(f"kdumphpd: {error}", file=sys.stderr)
         return int(error.exit_code)
     except BrokenPipeError:
-        return int(ExitCode.OK)
+        # The reader has seen enough; nor may the interpreter complain when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
 
 
 def _version() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from kdumphpd.audit.audit import audit as run_audit
@@ -13,7 +14,7 @@ from kdumphpd.errors import ExitCode, MachineError
 from kdumphpd.host import Host, open_host
 from kdumphpd.load.keeper import Mended, State
 from kdumphpd.load.lock import single_instance
-from kdumphpd.load.syscalls import LiveKernel
+from kdumphpd.load.syscalls import Kernel
 from kdumphpd.machine.files import Root
 from kdumphpd.machine.ranges import total
 from kdumphpd.machine.snapshot import Machine, MachineReader
@@ -28,23 +29,36 @@ _VERDICT_CODES = {
 }
 
 
-def run(arguments: argparse.Namespace) -> int:
+@dataclass(frozen=True)
+class Context:
+    """What a command is about: its arguments, and the host that it acts on."""
+
+    arguments: argparse.Namespace
+    root: Root
+    kernel: Kernel
+
+    def open(self) -> Host:
+        """The host with the configuration that the arguments name."""
+        return open_host(self.root, self.kernel, self.arguments.config)
+
+
+def run(context: Context) -> int:
     """``kdumphpd run``."""
-    return run_daemon(Root(), LiveKernel(), arguments.config)
+    return run_daemon(context.root, context.kernel, context.arguments.config)
 
 
-def load(arguments: argparse.Namespace) -> int:
+def load(context: Context) -> int:
     """``kdumphpd load``."""
-    host = _host(arguments)
+    host = context.open()
     with single_instance(host.root):
         machine = host.reader.snapshot()
         mended = host.keeper.load(machine)
-    return _show_load(arguments, host, machine, mended)
+    return _show_load(context, host, machine, mended)
 
 
-def update(arguments: argparse.Namespace) -> int:
+def update(context: Context) -> int:
     """``kdumphpd update``."""
-    host = _host(arguments)
+    host = context.open()
     with single_instance(host.root):
         look = host.keeper.look()
         if look.state is State.UNLOADED:
@@ -55,36 +69,31 @@ def update(arguments: argparse.Namespace) -> int:
                 "replace it with kdumphpd load if that is what you want",
             )
         if look.state is State.CURRENT:
-            return _show(arguments, {"changed": False}, "unchanged: the loaded header is current")
+            return _show(context, {"changed": False}, "unchanged: the loaded header is current")
         mended = host.keeper.mend(look)
-    return _show_load(arguments, host, look.machine, mended)
+    return _show_load(context, host, look.machine, mended)
 
 
-def audit(arguments: argparse.Namespace) -> int:
+def audit(context: Context) -> int:
     """``kdumphpd audit``; its exit code is the verdict."""
-    root = Root()
-    found = run_audit(root, MachineReader(root))
-    _show(arguments, found.to_json(), text.audit(found))
+    found = run_audit(context.root, MachineReader(context.root))
+    _show(context, found.to_json(), text.audit(found))
     return _VERDICT_CODES[found.verdict]
 
 
-def plan(arguments: argparse.Namespace) -> int:
+def plan(context: Context) -> int:
     """``kdumphpd plan``."""
-    host = open_host(Root(arguments.root), LiveKernel(), arguments.config)
+    host = context.open()
     machine = host.reader.snapshot()
     planned = host.loader.plan(machine)
     return _show(
-        arguments,
+        context,
         text.plan_json(planned, machine, host.source.spec),
         text.plan(planned, machine, host.source.spec),
     )
 
 
-def _host(arguments: argparse.Namespace) -> Host:
-    return open_host(Root(), LiveKernel(), arguments.config)
-
-
-def _show_load(arguments: argparse.Namespace, host: Host, machine: Machine, mended: Mended) -> int:
+def _show_load(context: Context, host: Host, machine: Machine, mended: Mended) -> int:
     if mended.loaded is None:
         raise mended.error()
     found = run_audit(host.root, host.reader)
@@ -99,10 +108,14 @@ def _show_load(arguments: argparse.Namespace, host: Host, machine: Machine, mend
         "memory_bytes": total(machine.ram),
         "failures": list(mended.failures),
     }
-    lines = [*mended.failures, text.loaded(loaded, machine), text.audit(found)]
-    return _show(arguments, result, "\n".join(lines))
+    lines = [
+        *map(text.failure, mended.failures),
+        text.loaded(loaded, machine),
+        text.audit(found),
+    ]
+    return _show(context, result, "\n".join(lines))
 
 
-def _show(arguments: argparse.Namespace, result: dict[str, Any], shown: str) -> int:
-    print(json.dumps(result, indent=2) if arguments.json else shown)
+def _show(context: Context, result: dict[str, Any], shown: str) -> int:
+    print(json.dumps(result, indent=2) if context.arguments.json else shown)
     return int(ExitCode.OK)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdumphpd.config import Config, explicit_image, load_config
+from kdumphpd.config import DEFAULT_PATH, Config, explicit_image, load_config
 from kdumphpd.image.source import ImageSource, ImageSpec
 from kdumphpd.load.keeper import Keeper
 from kdumphpd.load.loader import Loader
@@ -28,9 +28,20 @@ class Host:
     keeper: Keeper
 
 
+def config_path(root: Root, path: Path) -> Path:
+    """Where ``path`` lies: on the live host it is relative to where the user is."""
+    return path.absolute() if root.is_live else root.path(str(path))
+
+
 def read_config(root: Root, path: Path) -> Config:
-    """The configuration under ``root``; raises ConfigError."""
-    return load_config(root.path(str(path)), check_owner=root.is_live)
+    """The configuration under ``root``; it need not exist unless the user named it.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    return load_config(
+        config_path(root, path), required=path != DEFAULT_PATH, check_owner=root.is_live
+    )
 
 
 def monotonic_usec() -> int:
@@ -47,12 +58,13 @@ def open_host(
         ConfigError: the configuration cannot be used.
     """
     config = read_config(root, path)
-    image = explicit_image(config, root.path(str(path)))
+    origin = config_path(root, path)
+    image = explicit_image(config, origin)
     spec = ImageSpec(
         root.path(str(image.kernel)),
         root.path(str(image.initrd)),
         image.command_line,
-        origin=str(root.path(str(path))),
+        origin=str(origin),
     )
     reader, source = MachineReader(root), ImageSource(spec)
     loader = Loader(root, kernel, reader, source, clock)

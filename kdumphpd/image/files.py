@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from pathlib import Path
 
 from kdumphpd.errors import ImageError, InputError
@@ -76,12 +77,16 @@ class ImageFile:
 
 
 def _open(role: str, path: Path) -> int:
+    remedy = f"set [image] {role} to a file that is there"
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # A FIFO in the file's place must not stop the daemon.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise InputError(
-            f"{role} {path}: {error.strerror}", f"set [image] {role} to a file that is there"
-        ) from error
+        raise InputError(f"{role} {path}: {error.strerror}", remedy) from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise InputError(f"{role} {path} is not a regular file", remedy)
+    return fd
 
 
 def _digest(content: LockedBuffer) -> bytes:

@@ -51,6 +51,11 @@ def loaded(one: Loaded, machine: Machine) -> str:
     )
 
 
+def failure(problem: str) -> str:
+    """What was tried before a load that succeeded."""
+    return _line("failed", problem)
+
+
 def audit(found: Audit) -> str:
     """An audit, the verdict first."""
     lines = [_line("verdict", found.verdict.value)]
