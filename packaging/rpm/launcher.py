@@ -9,6 +9,6 @@ import sys
 
 sys.path.insert(0, "@PRIVATEDIR@")
 
-from kdumphpd.cli import main  # noqa: E402 (the path comes first)
+from kdumphpd.cli import main
 
 sys.exit(main())
