@@ -33,7 +33,7 @@ class Due(enum.Enum):
     HEADER = "header"  # an audit found the header stale
     IMAGE = "image"  # an audit found the image damaged
     RELOAD = "reload"  # the image of a new configuration could not be loaded
-    REARM = "rearm"  # a load of ours left nothing loaded
+    REARM = "rearm"  # nothing is loaded, by a failure of ours
 
 
 class Service:
@@ -115,7 +115,8 @@ class Service:
         self._host = host
         self._burst = self._burst.paced(Pace.of(host.config), self._clock())
         self._trouble = OnceUntilChanged()
-        self._due = Due.NOTHING if current else Due.RELOAD
+        wanted = Due.REARM if look.state is State.UNLOADED else Due.RELOAD
+        self._due = Due.NOTHING if current else wanted
         if current:
             self._record(
                 Kind.ADOPTED, "configuration read again, the image is the same", _details(look)
@@ -169,10 +170,8 @@ class Service:
             self._close_burst(outcome)
 
     def _answer(self, look: Look) -> Outcome:
-        mine = look.state is not State.FOREIGN
-        if look.state is State.UNLOADED:
-            mine = self._due in (Due.REARM, Due.RELOAD)
-        if not mine:
+        unloaded = look.state is State.UNLOADED
+        if look.state is State.FOREIGN or (unloaded and self._due is not Due.REARM):
             self._stay_out(look)
             return Outcome.CURRENT
         if look.state is State.CURRENT and self._due in (Due.NOTHING, Due.HEADER):
@@ -181,7 +180,7 @@ class Service:
             self._status = _complete(look)
             return Outcome.CURRENT
         # Where nothing is loaded, or nothing that would start, there is no protection to lose.
-        armed = look.state is not State.UNLOADED and self._due is not Due.IMAGE
+        armed = not unloaded and self._due is not Due.IMAGE
         if armed and not self._burst.may_update(self._clock()):
             self._status = f"{look.state.value}: an update waits, the last one was just now"
             return Outcome.HELD
@@ -288,8 +287,10 @@ class Service:
             self._due = Due.IMAGE
         elif found.managed_by == "kdumphpd" and found.verdict is Verdict.STALE:
             self._due = Due.HEADER if self._due is Due.NOTHING else self._due
-        # Back-off ends after a while, what is due does not.
-        self._burst = self._burst.audited(self._clock(), stale=self._due is not Due.NOTHING)
+        # Back-off ends after a while, what is due does not; and that another program's
+        # image is loaded, or none, is for the next look to see and say.
+        ask = self._due is not Due.NOTHING or found.managed_by != "kdumphpd"
+        self._burst = self._burst.audited(self._clock(), stale=ask)
 
     def _hint(self) -> None:
         """Look once more soon: something may have changed since the look that was acted on."""

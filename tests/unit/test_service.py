@@ -441,6 +441,23 @@ def test_an_image_that_goes_away_after_the_audit_is_not_repaired(
     assert host.records.of(Kind.FOREIGN)
 
 
+def test_the_audit_notices_what_another_program_did_without_uevents(
+    host: FakeHost, service: Service
+) -> None:
+    host.kernel.foreign_load()  # complete, and no uevent comes
+    host.clock.now = service.deadline
+    host.settle(service)
+    assert len(host.records.of(Kind.FOREIGN)) == 1
+    host.kernel.unload()
+    host.clock.now = service.deadline
+    host.settle(service)
+    assert len(host.records.of(Kind.DISARMED)) == 1
+    host.clock.now = service.deadline
+    host.settle(service)
+    assert len(host.records.of(Kind.FOREIGN, Kind.DISARMED)) == 2, "each is said once"
+    assert not host.kernel.calls
+
+
 def test_audits_that_find_the_same_are_said_once(host: FakeHost, service: Service) -> None:
     for _ in range(3):
         host.clock.now = service.deadline
