@@ -38,7 +38,9 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--only", choices=PARTS, action="append", help="may be given again")
-    parser.add_argument("--rounds", type=int, default=loads.ROUNDS, help="of loads (%(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=loads.ROUNDS, help="of loads, twice (%(default)s)"
+    )
     parser.add_argument(
         "--initrd-mib",
         type=int,
@@ -64,7 +66,7 @@ def _sections(arguments: argparse.Namespace) -> Iterator[Section]:
         yield header.run()
     if not {"loads", "idle"}.intersection(parts):
         return
-    with guest.running_daemon(arguments.wheel, arguments.initrd_mib, arguments.rounds) as vm:
+    with guest.running_daemon(arguments.wheel, arguments.initrd_mib) as vm:
         if "loads" in parts:
             yield loads.run(vm, arguments.rounds)
         if "idle" in parts:

@@ -14,7 +14,6 @@ from tests.vm.rig import (
     CAPTURE_COMMAND_LINE,
     MIB,
     Machine,
-    MachineOptions,
     Overlay,
     accelerator,
     add_product,
@@ -44,13 +43,12 @@ max_disarmed_percent = 10
 
 
 @contextlib.contextmanager
-def running_daemon(wheel: Path | None, initrd_mib: int, free_cpus: int) -> Iterator[Machine]:
+def running_daemon(wheel: Path | None, initrd_mib: int) -> Iterator[Machine]:
     """A booted guest whose daemon has loaded its image.
 
     Args:
         wheel: the product; None builds it.
         initrd_mib: size of the initrd, which is the guest's own, padded with zeros.
-        free_cpus: sockets for CPUs to be plugged in.
     """
     with tempfile.TemporaryDirectory(prefix="kdumphpd-bench-") as name:
         directory = Path(name)
@@ -60,8 +58,7 @@ def running_daemon(wheel: Path | None, initrd_mib: int, free_cpus: int) -> Itera
             wheel = build_wheel(TREE, directory / "wheel")
         overlay = Overlay(directory / "overlay")
         add_product(overlay, BOOKWORM, wheel, TREE / "systemd", CONFIG)
-        options = MachineOptions(max_cpus=1 + free_cpus)
-        with Machine(image, directory / "vm", overlay, options) as vm:
+        with Machine(image, directory / "vm", overlay) as vm:
             size = max(initrd_mib * MIB, image.initramfs.stat().st_size)
             vm.guest.run(f"cp /boot/capture.img {INITRD} && truncate -s {size} {INITRD} && sync")
             # Not waited for here: wait_for_unit shows the journal where it fails.
