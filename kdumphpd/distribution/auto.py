@@ -56,12 +56,13 @@ def find(root: Root) -> Kdump | None:
             (root.path(kdump_utils.SYSCONFIG),),
         )
     if kdump_tools.is_here(root):
+        lock = root.path(str(kdump_tools.lock_path(root)))
         return Kdump(
             "kdump-tools",
             "kdump-tools.service",
             "kdump-config reload",
-            root.path(str(kdump_tools.lock_path(root))),
-            (root.path(str(kdump_tools.command_path(root))),),
+            lock,
+            (root.path(str(kdump_tools.command_path(root))), lock),
             (),
         )
     return None

@@ -1,0 +1,102 @@
+"""kdump's lock, against flock(1) and against ourselves."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from kdumphpd.distribution import lock
+from kdumphpd.errors import BusyError, PermissionMissingError
+from kdumphpd.machine.files import Root
+
+LIVE = Root()
+
+
+class Clock:
+    """Seconds that pass only while something waits."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.waits: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        self.now += seconds
+
+
+def flock_says(path: Path) -> bool:
+    """Whether flock(1), as kdumpctl calls it, gets the lock."""
+    done = subprocess.run(["flock", "-n", str(path), "true"], check=False, timeout=30)
+    return done.returncode == 0
+
+
+def test_kdumpctl_waits_while_it_is_held(tmp_path: Path) -> None:
+    path = tmp_path / "kdump"
+    with lock.hold(path, LIVE):
+        assert not flock_says(path)
+    assert flock_says(path)
+    assert not lock.is_held(path, LIVE)
+
+
+def test_given_back_after_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "kdump"
+    with pytest.raises(RuntimeError), lock.hold(path, LIVE):
+        raise RuntimeError
+    assert flock_says(path)
+
+
+def test_time_limit_names_the_holder(tmp_path: Path) -> None:
+    path = tmp_path / "kdump"
+    clock = Clock()
+    with path.open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert lock.is_held(path, LIVE)
+        with pytest.raises(BusyError) as caught, lock.hold(path, LIVE, 3, clock, clock.sleep):
+            pytest.fail("not held by us")
+    assert clock.now == pytest.approx(3)
+    assert str(path) in str(caught.value)
+    assert f"process {os.getpid()} " in str(caught.value)
+    assert "3 s" in str(caught.value)
+
+
+def test_taken_as_soon_as_it_is_free(tmp_path: Path) -> None:
+    path = tmp_path / "kdump"
+    clock = Clock()
+    other = path.open("w")
+    fcntl.flock(other, fcntl.LOCK_EX)
+
+    def sleep(seconds: float) -> None:
+        clock.sleep(seconds)
+        if clock.now >= 1:
+            other.close()
+
+    with lock.hold(path, LIVE, 10, clock, sleep):
+        assert 1 <= clock.now < 1.2
+        assert not flock_says(path)
+
+
+def test_directory_that_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "no" / "kdump"
+    with pytest.raises(PermissionMissingError, match=str(path)), lock.hold(path, LIVE):
+        pytest.fail("there is no lock to hold")
+    assert not lock.is_held(path, LIVE)
+
+
+def test_link_in_the_lock_directory_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "kdump").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(PermissionMissingError), lock.hold(tmp_path / "kdump", LIVE):
+        pytest.fail("followed")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_no_lock_at_all() -> None:
+    with lock.hold(None, LIVE):
+        pass
+    assert not lock.is_held(None, LIVE)

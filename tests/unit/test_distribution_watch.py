@@ -1,0 +1,181 @@
+"""Watching files, on a real inotify descriptor and with a real flock(1)."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdumphpd.distribution import inotify, lock
+from kdumphpd.distribution.watch import Changed, FileWatch
+from kdumphpd.machine.files import Root
+
+
+def drained(watch: FileWatch) -> Changed:
+    readable = select.select([watch], [], [], 0)[0]
+    changed = watch.drain()
+    assert bool(readable) or not changed
+    return changed
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "kdump"
+
+
+def test_kdumpctl_is_seen_when_it_ends_and_not_before(path: Path) -> None:
+    # As kdumpctl does: open for writing, lock, work in a subshell without it, exit.
+    script = (
+        'exec 9>"$1"; flock -n 9; ( exec 9<&-; echo begun; read -r _ ); echo through; read -r _'
+    )
+    watch = FileWatch([path])
+    with subprocess.Popen(
+        ["bash", "-c", script, "bash", str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as kdumpctl:
+        assert kdumpctl.stdin is not None
+        assert kdumpctl.stdout is not None
+        for message in ("begun\n", "through\n"):
+            assert kdumpctl.stdout.readline() == message
+            assert lock.is_held(path, Root())
+            assert not drained(watch).paths
+            kdumpctl.stdin.write("\n")
+            kdumpctl.stdin.flush()
+        assert kdumpctl.wait(30) == 0
+    assert drained(watch) == Changed(frozenset({path}), lost=False)
+    assert not lock.is_held(path, Root())
+    watch.close()
+
+
+def test_killed_kdumpctl_is_seen(path: Path) -> None:
+    watch = FileWatch([path])
+    with subprocess.Popen(
+        ["bash", "-c", 'exec 9>"$1"; flock -n 9; echo begun; read -r _', "bash", str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as kdumpctl:
+        assert kdumpctl.stdout is not None
+        assert kdumpctl.stdout.readline() == b"begun\n"
+        kdumpctl.kill()
+        kdumpctl.wait(30)
+    assert drained(watch).paths == {path}
+    watch.close()
+
+
+def test_our_own_lock_wakes_nobody(path: Path) -> None:
+    watch = FileWatch([path])
+    for _ in range(2):
+        with lock.hold(path, Root()):
+            pass
+    assert not drained(watch)
+    watch.close()
+
+
+def test_file_replaced_by_rename(path: Path) -> None:
+    path.write_text("old")
+    watch = FileWatch([path])
+    fresh = path.with_suffix(".new")
+    fresh.write_text("new")
+    assert not drained(watch)
+    fresh.replace(path)
+    assert drained(watch).paths == {path}
+    watch.close()
+
+
+def test_link_and_what_it_leads_to(tmp_path: Path) -> None:
+    target = tmp_path / "boot" / "initrd-6.1"
+    target.parent.mkdir()
+    target.write_text("initrd")
+    link = tmp_path / "initrd.img"
+    link.symlink_to(target)
+    watch = FileWatch([link])
+    target.write_text("rebuilt")
+    assert drained(watch).paths == {link}
+    link.unlink()
+    link.symlink_to("elsewhere")
+    assert drained(watch).paths == {link}
+    watch.close()
+
+
+def test_two_names_of_one_directory(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "var").symlink_to("run")
+    paths = {tmp_path / "run" / "kdump", tmp_path / "var" / "kdump"}
+    watch = FileWatch(paths)
+    (tmp_path / "run" / "kdump").write_text("")
+    assert drained(watch).paths == paths
+    watch.close()
+
+
+def test_other_paths_from_here_on(tmp_path: Path) -> None:
+    one, other = tmp_path / "a" / "one", tmp_path / "b" / "other"
+    one.parent.mkdir()
+    other.parent.mkdir()
+    watch = FileWatch([one])
+    watch.watch([other])
+    one.write_text("")
+    assert not drained(watch)
+    other.write_text("")
+    assert drained(watch) == Changed(frozenset({other}), lost=False)
+    watch.close()
+
+
+def test_directory_that_is_not_there_or_goes_away(tmp_path: Path) -> None:
+    path = tmp_path / "d" / "kdump"
+    watch = FileWatch([path])
+    assert watch.missing == (path,)
+    path.parent.mkdir()
+    watch.watch([path])
+    assert watch.missing == ()
+    path.parent.rmdir()
+    assert drained(watch) == Changed(frozenset(), lost=True)
+    assert not drained(watch)
+    path.parent.mkdir()
+    watch.watch([path])
+    path.write_text("")
+    assert drained(watch).paths == {path}
+    watch.close()
+
+
+def test_closed_descriptor_is_gone(path: Path) -> None:
+    watch = FileWatch([path])
+    fd = watch.fileno()
+    watch.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+@given(st.binary(max_size=300))
+def test_event_parser_takes_anything(data: bytes) -> None:
+    for event in inotify.parse(data):
+        assert "\0" not in event.name
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(-1, 2**31 - 1),
+            st.integers(0, 2**32 - 1),
+            st.text(st.characters(min_codepoint=1, max_codepoint=126), max_size=40),
+        )
+    )
+)
+def test_events_are_read_back(events: list[tuple[int, int, str]]) -> None:
+    data = b""
+    for wd, mask, name in events:
+        padded = name.encode().ljust((len(name) // 16 + 1) * 16, b"\0")
+        data += (
+            wd.to_bytes(4, "little", signed=True)
+            + mask.to_bytes(4, "little")
+            + bytes(4)
+            + len(padded).to_bytes(4, "little")
+            + padded
+        )
+    assert [(one.wd, one.mask, one.name) for one in inotify.parse(data)] == events
