@@ -1,0 +1,122 @@
+"""The image's files: opened once, kept open, known by their digest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kdumphpd.errors import ImageError, InputError
+from kdumphpd.image.files import ImageFile
+from kdumphpd.image.source import ImageSource
+from kdumphpd.load.buffers import LockedBuffer
+from tests.unit.host_fixture import INITRD, KERNEL, FakeHost, bzimage
+from tests.unit.synthetic import SyntheticBzImage
+
+
+def content(buffer: LockedBuffer) -> bytes:
+    with buffer, buffer.view() as view:
+        return bytes(view)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "initrd"
+    path.write_bytes(b"the first one")
+    return path
+
+
+def test_a_file_that_was_replaced_is_read_as_it_was(path: Path) -> None:
+    file = ImageFile.open("initrd", path)
+    fresh = path.with_name("fresh")
+    fresh.write_bytes(b"another one")
+    fresh.replace(path)
+    assert content(file.read()) == b"the first one"
+    path.unlink()
+    assert content(file.read()) == b"the first one"
+    file.close()
+
+
+def test_a_file_that_was_overwritten_in_place_is_opened_anew(path: Path) -> None:
+    file = ImageFile.open("initrd", path)
+    assert content(file.read()) == b"the first one"
+    path.write_bytes(b"overwritten")
+    assert content(file.read()) == b"overwritten"
+    fresh = path.with_name("fresh")
+    fresh.write_bytes(b"and replaced")
+    fresh.replace(path)
+    assert content(file.read()) == b"overwritten"
+    file.close()
+
+
+def test_overwritten_and_gone_is_an_error(path: Path) -> None:
+    file = ImageFile.open("initrd", path)
+    file.read().close()
+    path.write_bytes(b"overwritten")
+    path.unlink()
+    with pytest.raises(InputError, match=r"initrd .*No such file"):
+        file.read()
+    file.close()
+
+
+def test_emptied_is_an_error(path: Path) -> None:
+    file = ImageFile.open("initrd", path)
+    path.write_bytes(b"")
+    with pytest.raises(ImageError, match="is empty; rebuild it"):
+        file.read()
+    file.close()
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> FakeHost:
+    return FakeHost(tmp_path)
+
+
+def test_the_image_holds_the_protected_mode_part_and_the_initrd(host: FakeHost) -> None:
+    image = SyntheticBzImage(trailing=b"a signature")
+    host.write(KERNEL, bzimage(image))
+    host.load()
+    kernel, initrd, _, _ = host.static_bytes()
+    setup = (image.setup_sects + 1) * 512
+    assert kernel == bzimage(image)[setup : setup + image.syssize * 16]
+    assert initrd == host.root.path(INITRD).read_bytes()
+
+
+def test_a_file_that_grew_after_the_plan_is_not_loaded(host: FakeHost) -> None:
+    parts = host.open()
+    machine = parts.reader.snapshot()
+    planned = parts.loader.plan(machine)
+    with host.root.path(INITRD).open("ab") as initrd:
+        initrd.write(b"more")
+    with pytest.raises(ImageError, match="changed while it was read"):
+        parts.source.image(planned, bytes(16))
+
+
+def test_a_kernel_that_shrank_after_the_plan_is_not_loaded(host: FakeHost) -> None:
+    parts = host.open()
+    planned = parts.loader.plan(parts.reader.snapshot())
+    with host.root.path(KERNEL).open("r+b") as kernel:
+        kernel.truncate(30_000)
+    with pytest.raises(ImageError, match="changed while it was read"):
+        parts.source.image(planned, bytes(16))
+
+
+def test_closed_files_are_opened_anew(host: FakeHost) -> None:
+    source = ImageSource(host.open().source.spec)
+    parts = host.open()
+    room = parts.loader.plan(parts.reader.snapshot()).room
+    before = source.plan(host.root, parts.reader, room)
+    host.write(INITRD, b"i" * 10)
+    assert source.plan(host.root, parts.reader, room) == before
+    source.close()
+    assert source.plan(host.root, parts.reader, room).parts.initrd_size == 10
+    source.close()
+    source.close()
+
+
+def test_building_again_with_the_same_nonce_gives_the_same_block(host: FakeHost) -> None:
+    parts = host.load()
+    block = host.live_block()
+    machine = parts.reader.snapshot()
+    assert parts.loader.rebuilt(machine, block) == block
+    assert parts.loader.full(machine).block.digest != block.digest, "each load has its own nonce"
