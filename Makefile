@@ -36,6 +36,9 @@ wheel: $(VENV)/installed
 	rm -rf build/dist
 	$(RUN)/pip wheel --quiet --no-deps --wheel-dir build/dist .
 
+rpm: $(VENV)/installed
+	PYTHON=$(CURDIR)/$(RUN)/python packaging/rpm/build-rpm
+
 packages:
 	tests/install-packages
 
