@@ -63,7 +63,10 @@ class Rounds:
     def _our_load(self, backend: str, cpus: int, what: str) -> None:
         """Wait for the record of one load; take its figure, and the kernel's beside it."""
         record = self._record_of_load()
-        (call,) = trace.take(self._vm.guest)
+        calls = trace.take(self._vm.guest)
+        if len(calls) != 1:
+            raise BenchError(f"{what}: {len(calls)} loads instead of one: {calls}")
+        call = calls[0]
         usec = int(record["KDUMPHPD_UNARMED_USEC"])
         if record["KDUMPHPD_BACKEND"] != backend or call.result or record["PRIORITY"] < "5":
             raise BenchError(f"{what}: not a {backend} load: {record['MESSAGE']}")
@@ -100,8 +103,9 @@ def run(vm: Machine, rounds: int = ROUNDS) -> Section:
     """Run ``rounds`` rounds in ``vm`` with one CPU, and as many with two.
 
     Apart, because each call makes the reservation writable and read-only again
-    (``arch_kexec_unprotect_crashkres``), which has every other CPU flush its TLB:
-    microseconds on hardware, milliseconds between emulated CPUs on a busy host.
+    (``arch_kexec_unprotect_crashkres``), which has every other CPU flush its TLB.
+    Between emulated CPUs on a busy host that takes milliseconds, nearly all of the
+    call (seen with the function_graph tracer).
     """
     measured = Rounds(vm)
     for cpus in (1, 2):
