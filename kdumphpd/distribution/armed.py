@@ -133,7 +133,9 @@ def read_content(memory: Memory, armed: Armed) -> Content | None:
     for segment in armed.segments:
         try:
             params = memory.read(segment.start, _PAGE)
-            if params[0x1FE:0x200] == b"\x55\xaa" and params[0x202:0x206] == b"HdrS":
+            # Not boot_flag before it: kexec-tools writes 0 to its second byte
+            # (aux_device_info at 0x1ff, setup_linux_system_parameters).
+            if params[0x202:0x206] == b"HdrS":
                 return _content(memory, params, armed)
         except KdumphpdError:
             return None

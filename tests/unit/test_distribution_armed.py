@@ -104,7 +104,7 @@ SEGMENTS = [INITRD, PARAMS, Range(0x3FF00000, 0x3FFFFFFF)]
 
 def boot_params(command_line: str, initrd_size: int, above: int = 0) -> bytes:
     params = bytearray(0x8000)
-    params[0x1FE:0x206] = b"\x55\xaa\xeb\x6aHdrS"
+    params[0x1FE:0x206] = b"\x55\x00\xeb\x6aHdrS"  # as kexec-tools leaves it
     struct.pack_into("<II", params, 0x218, (INITRD.start + above) & 0xFFFFFFFF, initrd_size)
     struct.pack_into("<I", params, 0x228, (PARAMS.start + above + 0x1000) & 0xFFFFFFFF)
     struct.pack_into("<III", params, 0x0C0, above >> 32, 0, above >> 32)
