@@ -19,6 +19,7 @@ import struct
 from dataclasses import dataclass
 from typing import Protocol
 
+from kdumphpd.distribution.adoption import Loaded
 from kdumphpd.errors import KdumphpdError
 from kdumphpd.image.source import ImageSpec
 from kdumphpd.machine.files import Root
@@ -126,6 +127,22 @@ def _segment(_: int, size: int, start: int, reserved: int) -> Range | None:
     if reserved == 0 or size > reserved or (start | reserved) % _PAGE:
         return None
     return Range(start, start + reserved - 1)
+
+
+def identify(
+    root: Root,
+    memory: Memory,
+    addresses: AddressMap,
+    reserved: tuple[Range, ...],
+    spec: ImageSpec,
+) -> Loaded:
+    """What an armed image that is not ours is to kdump, which would load ``spec``."""
+    armed = read_armed(root, memory, addresses, reserved)
+    if armed is None:
+        return Loaded.UNTOLD
+    content = read_content(memory, armed)
+    made = content is not None and is_made_from(memory, content, spec)
+    return Loaded.KDUMPS if made else Loaded.OTHER
 
 
 def read_content(memory: Memory, armed: Armed) -> Content | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdumphpd.errors import ImageError
-from kdumphpd.image import bzimage
+from kdumphpd.image import bzimage, uki
 from kdumphpd.image.bzimage import BzImage
 from kdumphpd.image.files import ImageFile
 from kdumphpd.image.layout import Room
@@ -74,7 +74,8 @@ class ImageSource:
         kernel, initrd = self._files()
         parts = plan.parts.kernel
         with kernel.read() as whole, whole.view() as view:
-            content = LockedBuffer.of(view[parts.offset : parts.offset + parts.size])
+            start = _kernel_offset(view, kernel) + parts.offset
+            content = LockedBuffer.of(view[start : start + parts.size])
         ramdisk = initrd.read()
         if len(ramdisk) != plan.parts.initrd_size or len(content) != parts.size:
             content.close()
@@ -104,5 +105,15 @@ def _parse(kernel: ImageFile, *, five_level: bool) -> BzImage:
     name = f"kernel {kernel.path}"
     if kernel.size() == 0:
         return bzimage.parse(b"", name, five_level_paging=five_level)
-    with mmap.mmap(kernel.fd, 0, access=mmap.ACCESS_READ) as content:
-        return bzimage.parse(content, name, five_level_paging=five_level)
+    with mmap.mmap(kernel.fd, 0, access=mmap.ACCESS_READ) as content, memoryview(content) as view:
+        place = uki.linux_section(view, name)
+        if place is None:
+            return bzimage.parse(view, name, five_level_paging=five_level)
+        with view[place.start : place.end + 1] as inside:
+            return bzimage.parse(inside, f"{name} (.linux)", five_level_paging=five_level)
+
+
+def _kernel_offset(content: memoryview, kernel: ImageFile) -> int:
+    """Where the bzImage begins in the file: in a unified kernel image not at 0."""
+    place = uki.linux_section(content, f"kernel {kernel.path}")
+    return place.start if place is not None else 0

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdumphpd.distribution import armed
+from kdumphpd.distribution.adoption import Loaded
 from kdumphpd.distribution.armed import Armed, Content
 from kdumphpd.errors import MachineError
 from kdumphpd.image.source import ImageSpec
@@ -158,6 +159,22 @@ def test_content_is_that_of_the_armed_segments_only() -> None:
     assert armed.read_content(ram, Armed(0x3FF00000, tuple(SEGMENTS))) == Content(
         "elfcorehdr=0x30000000 ro quiet", Range(INITRD.start, INITRD.start + 4)
     )
+
+
+def test_image_is_identified_by_what_is_armed(root: Root, tmp_path: Path) -> None:
+    initrd = tmp_path / "initrd"
+    initrd.write_bytes(b"initrd")
+    spec = ImageSpec(tmp_path / "kernel", initrd, "ro quiet", "test")
+    parts = {PARAMS.start: boot_params("elfcorehdr=0x1 ro quiet", 6), INITRD.start: b"initrd"}
+
+    def identify(kimage_bytes: bytes) -> Loaded:
+        ram = memory(parts, kimage_bytes)
+        return armed.identify(root, ram, ADDRESSES, RESERVED, spec)
+
+    assert identify(packed(SEGMENTS, 0x3FF00040)) is Loaded.KDUMPS
+    # The same bytes are still there, but what is armed is something else.
+    assert identify(packed(SEGMENTS[2:], 0x3FF00040)) is Loaded.OTHER
+    assert identify(bytes(800)) is Loaded.UNTOLD
 
 
 def test_content_above_4_gib() -> None:

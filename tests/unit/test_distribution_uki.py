@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 from kdumphpd.errors import ImageError
 from kdumphpd.image import bzimage
 from kdumphpd.image.uki import linux_section
+from tests.unit.host_fixture import KERNEL as KERNEL_PATH
+from tests.unit.host_fixture import FakeHost
+from tests.unit.host_fixture import bzimage as bzimage_file
 from tests.unit.synthetic import SyntheticBzImage
 
 KERNEL = b"K" * 1000
@@ -59,6 +62,19 @@ def test_bzimage_inside_can_be_parsed() -> None:
     assert place is not None
     parsed = bzimage.parse(memoryview(image)[place.start : place.end + 1])
     assert parsed == bzimage.parse(kernel)
+
+
+def test_kernel_inside_is_what_gets_loaded(tmp_path: Path) -> None:
+    host = FakeHost(tmp_path)
+    host.load()
+    plain = host.static_bytes()[0]
+    host.write(
+        KERNEL_PATH,
+        pe([(b".text", b"stub"), (b".linux", bzimage_file()), (b".initrd", b"i" * 700)]),
+    )
+    host.load()
+    assert host.static_bytes()[0] == plain
+    host.assert_complete()
 
 
 @pytest.mark.parametrize(
