@@ -19,7 +19,7 @@ STYLES = ["kexec_load", "kexec_file_load"]
 
 @pytest.fixture
 def host(tmp_path: Path) -> FakeHost:
-    return FakeHost(tmp_path, cpus=(0, 2))
+    return FakeHost(tmp_path, cpus=(0, 2), crashkernel=64 * MIB)
 
 
 def test_a_fresh_load_is_complete(host: FakeHost) -> None:
@@ -172,7 +172,7 @@ def test_two_foreign_headers_that_differ_are_unknown(host: FakeHost) -> None:
     header = host.kernel.read_memory(first.elfcorehdr, 4096)
     host.kernel.hot_add_memory(DIMM)
     host.kernel.foreign_load("kexec_load")
-    left = host.kernel.reservation.start + 64 * MIB
+    left = host.kernel.reservation.start + 32 * MIB
     host.kernel.write_memory(left, header)
     host.kernel.write_memory(left + MIB, f" elfcorehdr={left >> 10}K ".encode())
     found = host.audit()

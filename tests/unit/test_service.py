@@ -10,6 +10,7 @@ import pytest
 from kdumphpd.errors import ConfigError, ExitCode, InputError, KdumphpdError
 from kdumphpd.report.records import Kind, Priority
 from kdumphpd.service import Service
+from tests.unit.fake_kernel import MIB
 from tests.unit.host_fixture import (
     CONFIG,
     DIMM,
@@ -25,7 +26,7 @@ LOADS = (Kind.UPDATED, Kind.REPAIRED)
 
 @pytest.fixture
 def host(tmp_path: Path) -> FakeHost:
-    return FakeHost(tmp_path)
+    return FakeHost(tmp_path, crashkernel=64 * MIB)
 
 
 @pytest.fixture
