@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from .errors import CommandFailedError, RigError
+from .firmware import Firmware
 from .gdbstub import PhysicalMemory
 from .guest_image import GuestImage, build_or_reuse
-from .guests import BOOKWORM, Guest
+from .guests import BOOKWORM, BULLSEYE, GUESTS, SID, TRIXIE, Guest
 from .journal import Journal
 from .machine import Capture, Dimm, Machine
 from .options import CAPTURE_COMMAND_LINE, GIB, MIB, MachineOptions
@@ -16,12 +17,17 @@ from .product import add_product, build_wheel
 
 __all__ = [
     "BOOKWORM",
+    "BULLSEYE",
     "CAPTURE_COMMAND_LINE",
     "GIB",
+    "GUESTS",
     "MIB",
+    "SID",
+    "TRIXIE",
     "Capture",
     "CommandFailedError",
     "Dimm",
+    "Firmware",
     "Guest",
     "GuestImage",
     "Journal",

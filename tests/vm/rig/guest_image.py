@@ -52,6 +52,11 @@ _LEFT_OUT = (
     "path-exclude=*/modules/*/kernel/sound/*",
 )
 
+# What a suite does whose base system has /bin, /sbin and /lib as links into /usr.
+_MERGE_USR = (
+    'for d in bin sbin lib lib32 lib64 libx32; do ln -s usr/$d "$1/$d"; mkdir -p "$1/usr/$d"; done'
+)
+
 # Units that only cost time here; kexec-tools' own would unload or load behind us.
 _MASKED = (
     "apt-daily-upgrade.timer",
@@ -142,7 +147,7 @@ def _build(guest: Guest, directory: Path) -> None:
     with step("packages (mmdebstrap)"):
         _bootstrap(guest, root)
     with step("Python packages (pip)"):
-        _add_wheels(guest, root)
+        _add_wheels(guest, root, directory / "wheels")
     _configure(root)
     shutil.copy(root / "boot/vmlinuz", image.kernel)
     with step("initramfs"):
@@ -155,11 +160,16 @@ def _build(guest: Guest, directory: Path) -> None:
 
 
 def _bootstrap(guest: Guest, root: Path) -> None:
-    include = ",".join((*PACKAGES, guest.kernel_package))
+    include = ",".join((*PACKAGES, *guest.packages, *guest.kernel_packages))
     command = ["mmdebstrap", "--variant=minbase", "--format=directory", "--quiet"]
     command += ["--architectures=amd64", f"--include={include}"]
+    command += [f"--setup-hook={_MERGE_USR}"] if guest.merge_usr else []
     command += [f"--dpkgopt={option}" for option in _LEFT_OUT]
     sources = _apt_sources(guest)
+    # A mirror's copy of sid may be older than its Release file allows; this machine's
+    # configuration says whether that matters.
+    if sources and not _apt_checks_age():
+        command += ['--aptopt=Acquire::Check-Valid-Until "false"']
     # Without sources of its own mmdebstrap takes its default for the suite.
     command += [guest.suite, str(root), *(["-"] if sources else [])]
     _run(command, stdin="\n".join(sources), timeout=1800)
@@ -191,16 +201,30 @@ def _apt_sources(guest: Guest) -> list[str]:
     if not archive:
         return []
     lines = [f"deb {archive} {guest.suite}{pocket} main" for pocket in guest.pockets]
-    return lines + ([f"deb {security} {guest.suite}-security main"] if security else [])
+    return lines + (
+        [f"deb {security} {guest.suite}-security main"] if security and guest.security else []
+    )
 
 
-def _add_wheels(guest: Guest, root: Path) -> None:
-    """Install from PyPI what the suite lacks, for the guest's own Python."""
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile"]
-    command += ["--target", f"{root}{guest.site_packages}", "--only-binary=:all:"]
-    command += ["--implementation=cp", f"--python-version={guest.python}"]
-    command += ["--platform=manylinux2014_x86_64", "--platform=manylinux_2_17_x86_64"]
-    _run([*command, *guest.wheels], timeout=600)
+def _apt_checks_age() -> bool:
+    name = "Acquire::Check-Valid-Until"
+    return "false" not in _run(["apt-config", "shell", "VALUE", f"{name}/b"], timeout=60)
+
+
+def _add_wheels(guest: Guest, root: Path, wheels: Path) -> None:
+    """Install from PyPI what the suite lacks, for the guest's own Python.
+
+    In two steps: "pip install" for another Python takes releases that demand a later
+    one, "pip download" does not.
+    """
+    pip = [sys.executable, "-m", "pip"]
+    foreign = ["--only-binary=:all:", "--implementation=cp", f"--python-version={guest.python}"]
+    foreign += ["--platform=manylinux2014_x86_64", "--platform=manylinux_2_17_x86_64"]
+    _run([*pip, "download", "--quiet", *foreign, "-d", str(wheels), *guest.wheels], timeout=600)
+    install = [*pip, "install", "--quiet", "--no-compile", "--no-index", "--no-deps", *foreign]
+    found = [str(path) for path in sorted(wheels.glob("*.whl"))]
+    _run([*install, "--target", f"{root}{guest.site_packages}", *found], timeout=600)
+    shutil.rmtree(wheels)
 
 
 def _configure(root: Path) -> None:

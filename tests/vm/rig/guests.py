@@ -12,18 +12,26 @@ class Guest:
     Attributes:
         name: short name, part of the cached files' names.
         suite: Debian suite.
-        pockets: suffixes of ``suite`` in the main archive; security has its own.
-        kernel_package: package that pulls in a kernel and its modules.
+        pockets: suffixes of ``suite`` in the main archive.
+        security: whether the suite has security updates in an archive of their own.
+        kernel_packages: what brings a kernel and its modules.
         python: version of the suite's /usr/bin/python3.
-        wheels: what the product needs and the suite lacks, from PyPI.
+        packages: Python packages that the product needs, from the suite.
+        wheels: what the product needs and the suite lacks or has too old, from PyPI.
+        merge_usr: whether the suite's packages do not merge /usr by themselves.
+        disguised: whether software emulation must pass for a hypervisor (options.py).
     """
 
     name: str
     suite: str
     pockets: tuple[str, ...]
-    kernel_package: str
+    security: bool
+    kernel_packages: tuple[str, ...]
     python: str
+    packages: tuple[str, ...]
     wheels: tuple[str, ...]
+    merge_usr: bool = False
+    disguised: bool = False
 
     @property
     def site_packages(self) -> str:
@@ -31,14 +39,56 @@ class Guest:
         return f"/usr/local/lib/python{self.python}/dist-packages"
 
 
+_PYTHON_PACKAGES = ("python3-pyudev", "python3-structlog", "python3-systemd")
+
+BULLSEYE = Guest(
+    name="bullseye",
+    suite="bullseye",
+    pockets=("", "-updates"),
+    security=True,
+    kernel_packages=("linux-image-amd64",),
+    python="3.9",
+    packages=("python3-pyudev", "python3-systemd"),
+    wheels=("pydantic>=2", "structlog>=21.2", "tomli>=1.1"),
+    merge_usr=True,
+)
+
 BOOKWORM = Guest(
     name="bookworm",
     suite="bookworm",
     pockets=("", "-updates"),
-    kernel_package="linux-image-amd64",
+    security=True,
+    kernel_packages=("linux-image-amd64",),
     python="3.11",
+    packages=_PYTHON_PACKAGES,
     wheels=("pydantic>=2",),
 )
+
+TRIXIE = Guest(
+    name="trixie",
+    suite="trixie",
+    pockets=("", "-updates"),
+    security=True,
+    kernel_packages=("linux-image-amd64",),
+    python="3.13",
+    packages=_PYTHON_PACKAGES,
+    wheels=("pydantic>=2",),
+    disguised=True,
+)
+
+SID = Guest(
+    name="sid",
+    suite="sid",
+    pockets=("",),
+    security=False,
+    kernel_packages=("linux-image-amd64",),
+    python="3.14",
+    packages=_PYTHON_PACKAGES,
+    wheels=("pydantic>=2",),
+    disguised=True,
+)
+
+GUESTS = (BULLSEYE, BOOKWORM, TRIXIE, SID)
 
 PACKAGES = (
     "busybox-static",
@@ -47,9 +97,6 @@ PACKAGES = (
     "makedumpfile",
     "procps",
     "python3",
-    "python3-pyudev",
-    "python3-structlog",
-    "python3-systemd",
     "qemu-guest-agent",
     "systemd",
     "systemd-sysv",

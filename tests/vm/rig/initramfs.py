@@ -124,5 +124,12 @@ def _name(path: str) -> str:
 
 
 def _uncompressed(module: Path) -> bytes:
+    if module.suffix == ".zst":
+        return subprocess.run(
+            ["zstd", "--decompress", "--stdout", module],
+            capture_output=True,
+            check=True,
+            timeout=30,
+        ).stdout
     data = module.read_bytes()
     return lzma.decompress(data) if module.suffix == ".xz" else data

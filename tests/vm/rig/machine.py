@@ -14,14 +14,14 @@ from typing import Any
 
 from qemu.qmp import EventListener
 
-from . import accelerator, initramfs
+from . import accelerator, firmware, initramfs
 from .console import Console
 from .control import Control
 from .errors import RigError
 from .gdbstub import PhysicalMemory
 from .guest_image import GuestImage
 from .guest_shell import GuestShell
-from .options import MIB, MachineOptions, Sockets, qemu_command
+from .options import MIB, MachineOptions, Sockets, disguised, qemu_command
 from .overlay import Overlay
 from .progress import log, step
 
@@ -141,6 +141,29 @@ class Machine:
             raise RigError(f"the guest refused to unplug: {event}\n{self.console.tail()}")
         self._monitor.execute("object-del", {"id": f"{dimm.name}-ram"})
 
+    def resize_virtio_mem(self, size: int) -> Dimm:
+        """Have the virtio-mem device hold ``size`` bytes, from its start, and wait for it.
+
+        Needs ``MachineOptions.virtio_mem``.
+        """
+        with step(f"virtio-mem: {size // MIB} MiB"):
+            device = {"path": "/machine/peripheral/virtio-mem", "property": "requested-size"}
+            self._monitor.execute("qom-set", {**device, "value": size})
+            deadline = time.monotonic() + UNPLUG_SECONDS
+            while (now := self._virtio_mem())["size"] != size:
+                if time.monotonic() > deadline:
+                    raise RigError(f"the guest has {now} of {size} bytes\n{self.console.tail()}")
+                time.sleep(0.1)
+        return Dimm("virtio-mem", now["memaddr"], now["memaddr"] + size - 1)
+
+    def _virtio_mem(self) -> dict[str, Any]:
+        (found,) = (
+            one["data"]
+            for one in self._monitor.execute("query-memory-devices")
+            if one["type"] == "virtio-mem"
+        )
+        return dict(found)
+
     def hot_add_cpu(self) -> str:
         """Plug in a CPU and return its name; the guest may still be bringing it online."""
         free = [cpu for cpu in self._cpu_slots() if "qom-path" not in cpu]
@@ -156,7 +179,10 @@ class Machine:
         """Unplug a CPU that ``hot_add_cpu`` plugged in and wait until its socket is empty.
 
         Under software emulation QEMU sends no DEVICE_DELETED for a CPU: something keeps
-        a reference to it.
+        a reference to it. And whatever changes the memory map afterwards (a DIMM, a
+        capture kernel that finds its PCI devices) makes QEMU 7.2 flush the TLB of the CPU
+        that is gone, in freed memory (tcg_commit, softmmu/physmem.c): it ends with "malloc():
+        smallbin double linked list corrupted". So let a CPU's removal be a story's end.
         """
         with step(f"unplug {name}"):
             self._monitor.execute("device_del", {"id": name})
@@ -233,9 +259,11 @@ class Machine:
         shutil.rmtree(self._share, ignore_errors=True)
         self._share.mkdir()
         self.console.path.unlink(missing_ok=True)
+        accelerated = accelerator.choose(self.image.kernel)
+        disguise = self.image.guest.disguised and accelerated.startswith("tcg")
         command = qemu_command(
-            self.options,
-            accelerator.choose(self.image.kernel),
+            disguised(self.options) if disguise else self.options,
+            accelerated,
             self.image.kernel,
             self._initrd(),
             self.image.disk,
@@ -243,6 +271,9 @@ class Machine:
             self._share,
             self._sockets,
         )
+        flash = firmware.find(self.options.firmware)
+        if flash is not None:
+            command += flash.qemu_arguments(self.directory / "variables.fd")
         with (self.directory / "qemu.log").open("wb") as messages:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=messages, stderr=messages

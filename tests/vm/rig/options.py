@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from .firmware import Firmware
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -29,6 +31,8 @@ class MachineOptions:
         memory: bytes of RAM at boot.
         max_memory: bytes of RAM with all DIMMs.
         slots: DIMM slots.
+        firmware: what starts the machine.
+        virtio_mem: whether there is a virtio-mem device, empty at boot.
         crashkernel: value of the kernel parameter.
         kernel_arguments: more kernel parameters.
         qemu_arguments: more QEMU arguments.
@@ -43,6 +47,8 @@ class MachineOptions:
     memory: int = 2 * GIB
     max_memory: int = 16 * GIB
     slots: int = 8
+    firmware: Firmware = Firmware.SEABIOS
+    virtio_mem: bool = False
     crashkernel: str = "256M"
     kernel_arguments: tuple[str, ...] = ()
     qemu_arguments: tuple[str, ...] = ()
@@ -51,6 +57,22 @@ class MachineOptions:
         # online_movable: only memory in ZONE_MOVABLE can be unplugged again.
         fixed = ("console=ttyS0", "panic=-1", "memhp_default_state=online_movable")
         return " ".join((*fixed, f"crashkernel={self.crashkernel}", *self.kernel_arguments))
+
+
+def disguised(options: MachineOptions) -> MachineOptions:
+    """The same machine, taken for one of VMware's.
+
+    Kernels >= 6.9 plug in a CPU only under a hypervisor that they know, and software
+    emulation is none (topology_register_apic, arch/x86/kernel/cpu/topology.c). VMware is
+    known by its serial number and its I/O port (arch/x86/kernel/cpu/vmware.c), which it
+    asks for even without the CPU's "hypervisor" flag.
+    """
+    return replace(
+        options,
+        machine=f"{options.machine},vmport=on",
+        cpu=f"{options.cpu},-hypervisor",
+        qemu_arguments=(*options.qemu_arguments, "-smbios", "type=1,serial=VMware-56 4d"),
+    )
 
 
 @dataclass(frozen=True)
@@ -70,6 +92,13 @@ class Sockets:
     @property
     def gdb(self) -> Path:
         return self.directory / "gdb"
+
+
+VIRTIO_MEM_SIZE = 2 * GIB
+_VIRTIO_MEM = (
+    *("-object", f"memory-backend-ram,id=virtio-mem-ram,size={VIRTIO_MEM_SIZE}"),
+    *("-device", "virtio-mem-pci,id=virtio-mem,memdev=virtio-mem-ram,requested-size=0"),
+)
 
 
 def qemu_command(
@@ -103,5 +132,6 @@ def qemu_command(
         *("-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"),
         *("-qmp", f"unix:{sockets.monitor},server=on,wait=off"),
         *("-gdb", f"unix:{sockets.gdb},server=on,wait=off"),
+        *(_VIRTIO_MEM if options.virtio_mem else ()),
         *options.qemu_arguments,
     ]

@@ -1,0 +1,145 @@
+"""The matrix: which guest, in which shape of machine, has to show which scenario."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.vm import scenarios
+from tests.vm.rig import (
+    BOOKWORM,
+    BULLSEYE,
+    GIB,
+    SID,
+    TRIXIE,
+    Firmware,
+    Guest,
+    Machine,
+    MachineOptions,
+    Overlay,
+    add_product,
+    build_or_reuse,
+)
+from tests.vm.scenarios import Shown
+
+TREE = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One machine and what it has to show.
+
+    Attributes:
+        name: the scenario, with what is particular about the machine.
+        guest: what boots.
+        tell: the scenario; it raises AssertionError where the product falls short.
+        options: the machine.
+        shape: a command that is true in the guest only if the machine is as meant.
+        in_test: whether ``make test`` runs it, not only ``make test-vm-matrix``.
+    """
+
+    name: str
+    guest: Guest
+    tell: Callable[[Machine], Shown]
+    options: MachineOptions = field(default_factory=MachineOptions)
+    shape: str = "true"
+    in_test: bool = False
+
+    @property
+    def id(self) -> str:
+        """The row in one word, for file names and test names."""
+        words = f"{self.guest.name} {self.options.firmware.value} {self.name}"
+        return "".join(one if one.isalnum() else "-" for one in words)
+
+
+_NUMA = (
+    *("-object", f"memory-backend-ram,id=ram0,size={GIB}"),
+    *("-object", f"memory-backend-ram,id=ram1,size={GIB}"),
+    *("-numa", "node,nodeid=0,memdev=ram0,cpus=0-1"),
+    *("-numa", "node,nodeid=1,memdev=ram1,cpus=2-3"),
+)
+
+_CPU = MachineOptions().cpu
+
+ROWS = (
+    Row("hotplug and crash", BULLSEYE, scenarios.follow_hotplug, in_test=True),
+    Row("CPU removal", BULLSEYE, scenarios.remove_cpu),
+    Row("hotplug and crash", BOOKWORM, scenarios.follow_hotplug),
+    Row("CPU removal", BOOKWORM, scenarios.remove_cpu),
+    Row(
+        "hotplug and crash",
+        BOOKWORM,
+        scenarios.follow_hotplug,
+        MachineOptions(firmware=Firmware.OVMF),
+        shape="test -d /sys/firmware/efi",
+        in_test=True,
+    ),
+    Row(
+        "crashkernel=,high",
+        BOOKWORM,
+        scenarios.follow_hotplug_above_4g,
+        # 2 GiB below 4 GiB, 1 GiB above.
+        MachineOptions(memory=3 * GIB, crashkernel="256M,high"),
+        shape="[ $(grep -c 'Crash kernel' /proc/iomem) = 2 ]",
+    ),
+    Row(
+        "virtio-mem",
+        BOOKWORM,
+        scenarios.follow_virtio_mem,
+        MachineOptions(virtio_mem=True),
+    ),
+    Row(
+        "two NUMA nodes",
+        BOOKWORM,
+        scenarios.follow_hotplug,
+        MachineOptions(qemu_arguments=_NUMA),
+        shape='[ "$(cat /sys/devices/system/node/online)" = 0-1 ]',
+    ),
+    Row(
+        "no 1 GiB pages",
+        BOOKWORM,
+        scenarios.follow_hotplug,
+        MachineOptions(cpu=f"{_CPU},-pdpe1gb"),
+        shape="! grep -q pdpe1gb /proc/cpuinfo",
+    ),
+    Row(
+        "4-level paging",
+        BOOKWORM,
+        scenarios.follow_hotplug,
+        MachineOptions(cpu=f"{_CPU},-la57"),
+        shape="! grep -q la57 /proc/cpuinfo",
+    ),
+    Row(
+        "hotplug and crash",  # with 5-level paging
+        TRIXIE,
+        scenarios.follow_hotplug,
+        shape="grep -q la57 /proc/cpuinfo",
+        in_test=True,
+    ),
+    Row("CPU removal", TRIXIE, scenarios.remove_cpu),
+    Row(
+        "hotplug and crash",
+        TRIXIE,
+        scenarios.follow_hotplug,
+        MachineOptions(firmware=Firmware.OVMF),
+        shape="test -d /sys/firmware/efi",
+    ),
+    Row("hotplug and crash", SID, scenarios.follow_hotplug),
+    Row("CPU removal", SID, scenarios.remove_cpu),
+)
+
+
+def run(row: Row, wheel: Path, directory: Path) -> Shown:
+    """Boot the row's machine with the product in it, and have it show the scenario.
+
+    Raises:
+        AssertionError: it did not; a RigError if the machine itself went wrong.
+    """
+    image = build_or_reuse(row.guest, TREE / "build/vm")
+    overlay = Overlay(directory / "overlay")
+    add_product(overlay, row.guest, wheel, TREE / "systemd")
+    overlay.enable("kdumphpd.service")
+    with Machine(image, directory / "vm", overlay, row.options) as vm:
+        vm.guest.run(row.shape)
+        return row.tell(vm)
