@@ -243,7 +243,8 @@ class Service:
 
     def _report_failure(self, look: Look, mended: Mended) -> None:
         problem = "; ".join(mended.failures)
-        if mended.busy or mended.overtaken:
+        unloaded = not (mended.armed or mended.dropped or look.state is State.UNLOADED)
+        if mended.busy or mended.overtaken or unloaded:
             # Another program is at work: the next look sees what it has done.
             self._status = f"trying again: {problem}"
         elif not mended.armed:

@@ -11,7 +11,7 @@ from kdumphpd.errors import KdumphpdError, LoadError
 from kdumphpd.events.changes import Change, difference
 from kdumphpd.header import elfcorehdr
 from kdumphpd.image.parameter_block import ParameterBlock
-from kdumphpd.load.loader import Loaded, Loader, OvertakenError
+from kdumphpd.load.loader import Loaded, Loader, OvertakenError, dropped
 from kdumphpd.machine import reservation as reservations
 from kdumphpd.machine.files import Root
 from kdumphpd.machine.kcore import PhysicalMemory
@@ -51,17 +51,20 @@ class Mended:
         failures: what was tried before and why it failed, a sentence each.
         armed: whether a crash kernel is loaded now.
         cause: the last failure, if nothing was loaded.
+        dropped: whether an attempt had the kernel free the image that was loaded before.
     """
 
     loaded: Loaded | None
     failures: tuple[str, ...]
     armed: bool
     cause: KdumphpdError | None = None
+    dropped: bool = False
 
     @property
     def busy(self) -> bool:
         """Whether another load was under way, so that nothing was changed."""
-        return isinstance(self.cause, LoadError) and self.cause.errno == errno.EBUSY
+        busy = isinstance(self.cause, LoadError) and self.cause.errno == errno.EBUSY
+        return busy and not self.dropped
 
     @property
     def overtaken(self) -> bool:
@@ -116,32 +119,32 @@ class Keeper:
 
     def mend(self, look: Look) -> Mended:
         """Make the loaded header current: a delta load if the image is ours, else a full one."""
-        failures = []
+        earlier: tuple[str, ...] = ()
+        gone = False
         if look.block is not None:
             try:
                 loaded = self._delta(look.machine, look.block)
             except KdumphpdError as error:
-                failures.append(f"delta: {error}")
-                self._verified = None
-                failed = self._failed(failures, error)
+                failed = self._failed((f"delta: {error}",), error, dropped(error))
                 if failed.busy or failed.overtaken:
                     return failed
+                earlier, gone = failed.failures, failed.dropped
             else:
                 self._verified = loaded.block
                 return Mended(loaded, (), armed=True)
-        return self.load(look.machine, failures)
+        return self._load(look.machine, earlier, gone)
 
-    def load(self, machine: Machine, failures: list[str] | None = None) -> Mended:
+    def load(self, machine: Machine) -> Mended:
         """Load the whole image, whatever is loaded now."""
-        failures = failures if failures is not None else []
+        return self._load(machine, (), False)
+
+    def _load(self, machine: Machine, earlier: tuple[str, ...], gone: bool) -> Mended:
         try:
             loaded = self._loader.full(machine)
         except KdumphpdError as error:
-            failures.append(f"full: {error}")
-            self._verified = None
-            return self._failed(failures, error)
+            return self._failed((*earlier, f"full: {error}"), error, gone or dropped(error))
         self._verified = loaded.block
-        return Mended(loaded, tuple(failures), armed=True)
+        return Mended(loaded, earlier, armed=True)
 
     def _delta(self, machine: Machine, block: ParameterBlock) -> Loaded:
         if block != self._verified and not self._intact(block):
@@ -150,8 +153,9 @@ class Keeper:
             raise LoadError("the loaded image is damaged")
         return self._loader.delta(machine, block)
 
-    def _failed(self, failures: list[str], cause: KdumphpdError) -> Mended:
-        return Mended(None, tuple(failures), reservations.crash_loaded(self._root), cause)
+    def _failed(self, failures: tuple[str, ...], cause: KdumphpdError, gone: bool) -> Mended:
+        self._verified = None
+        return Mended(None, failures, reservations.crash_loaded(self._root), cause, gone)
 
     def _intact(self, block: ParameterBlock) -> bool:
         with PhysicalMemory(self._root) as memory:

@@ -209,6 +209,15 @@ _REMEDIES = {
 }
 
 
+#: Refused before the loaded image is freed (kernel/kexec.c, kexec_load_check and the lock).
+_HARMLESS = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EBUSY)
+
+
+def dropped(error: KdumphpdError) -> bool:
+    """Whether ``error`` is a refusal for which the kernel freed the image that was loaded."""
+    return isinstance(error, LoadError) and error.errno not in (0, *_HARMLESS)
+
+
 def refusal(error: OSError) -> LoadError:
     """The kernel's refusal of a load, with what it means."""
     number = error.errno or 0

@@ -204,6 +204,24 @@ def test_a_failure_after_the_image_is_freed_is_followed_by_a_full_load(
     host.assert_complete()
 
 
+def test_busy_after_the_image_is_gone_is_not_harmless(host: FakeHost) -> None:
+    keeper = host.load().keeper
+    host.kernel.hot_add_memory(DIMM)
+    host.kernel.fail_next(errno.ENOMEM, before_free=False)
+    host.kernel.fail_next(errno.EBUSY, before_free=True)
+    mended = keeper.mend(keeper.look())
+    assert (mended.loaded, mended.armed, mended.dropped, mended.busy) == (None, False, True, False)
+
+
+@pytest.mark.parametrize("code", [*BEFORE, *AFTER])
+def test_what_the_kernel_dropped_is_known_by_the_errno(host: FakeHost, code: int) -> None:
+    keeper = host.load().keeper
+    host.kernel.fail_next(code, before_free=code in BEFORE)
+    mended = keeper.load(keeper.look().machine)
+    assert mended.dropped is (code in AFTER)
+    assert mended.armed is host.kernel.loaded is not mended.dropped
+
+
 def test_when_that_fails_too_it_says_that_nothing_is_loaded(host: FakeHost) -> None:
     keeper = host.load().keeper
     host.kernel.hot_add_memory(DIMM)

@@ -325,6 +325,17 @@ def test_a_busy_kernel_is_no_news(host: FakeHost, service: Service) -> None:
     assert host.records.kinds == [Kind.UPDATED, Kind.AUDITED]
 
 
+def test_a_busy_kernel_after_the_image_is_gone_is_news(host: FakeHost, service: Service) -> None:
+    host.kernel.fail_next(errno.ENOMEM, before_free=False)
+    host.kernel.fail_next(errno.EBUSY, before_free=True)
+    change(host, service)
+    service.turn()
+    (disarmed,) = host.records
+    assert (disarmed.kind, disarmed.priority) == (Kind.DISARMED, Priority.CRIT)
+    host.settle(service)
+    host.assert_complete()
+
+
 def test_a_kernel_that_cannot_be_read_is_said_and_retried(host: FakeHost, service: Service) -> None:
     present = host.root.path("/sys/devices/system/cpu/present")
     text = present.read_text()
