@@ -115,6 +115,28 @@ def find_foreign(memory: Memory, reservation: Range) -> tuple[FoundHeader, ...]:
     return tuple(_foreign(memory, sorted(candidates & named), reservation))
 
 
+def find_named(memory: Memory, reservation: Range, command_line: bytes) -> FoundHeader | None:
+    """The header of an image that the kernel made, by the command line that it was given.
+
+    ``setup_cmdline`` (arch/x86/kernel/kexec-bzimage64.c) puts elfcorehdr=0x... before it, and
+    dmcryptkeys= where there are such. The kernel takes places from the top down, boot_params
+    right below the purgatory, so of several the highest is the latest.
+    """
+    wanted = re.compile(
+        rb"elfcorehdr=0x([0-9a-f]{1,16}) (?:dmcryptkeys=\S+ )?" + re.escape(command_line) + rb"\0"
+    )
+    size = _CHUNK + len(command_line)
+    start = max(reservation.start, reservation.end + 1 - size)
+    matches = list(wanted.finditer(memory.read(start, reservation.end + 1 - start)))
+    if not matches:
+        return None
+    address = int(matches[-1][1], 16)
+    if not reservation.start <= address <= reservation.end:
+        return None
+    content = read_header(memory, address, reservation.end + 1 - address)
+    return None if content is None else FoundHeader(address, content)
+
+
 def _offsets(data: bytes, wanted: bytes) -> Iterator[int]:
     offset = data.find(wanted)
     while offset >= 0:

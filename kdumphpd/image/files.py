@@ -68,6 +68,12 @@ class ImageFile:
         self._digest = digest
         return content
 
+    def digest(self) -> bytes:
+        """SHA-256 of the whole file; reads it, with the care of `read`."""
+        with self.read():
+            assert self._digest is not None  # read() has just set it
+            return self._digest
+
     def close(self) -> None:
         """Let go of the file."""
         os.close(self.fd)

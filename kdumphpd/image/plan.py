@@ -140,7 +140,7 @@ def make_plan(
     )
 
 
-def complete_command_line(configured: str, elfcorehdr: int) -> str:
+def complete_command_line(configured: str, elfcorehdr: int | None) -> str:
     """The configured command line with what the crash kernel cannot do without.
 
     ``acpi_no_memhotplug``: else its ACPI driver finds the hot-added DIMMs, takes
@@ -149,7 +149,8 @@ def complete_command_line(configured: str, elfcorehdr: int) -> str:
 
     Args:
         configured: the configuration's command line.
-        elfcorehdr: physical address of the header, a multiple of 1024.
+        elfcorehdr: physical address of the header, a multiple of 1024; None if the
+            kernel adds it (kexec_file_load).
 
     Raises:
         ImageError: ``configured`` has an elfcorehdr= of its own.
@@ -159,7 +160,7 @@ def complete_command_line(configured: str, elfcorehdr: int) -> str:
             "the command line names elfcorehdr= itself",
             "take it out of [image] command_line; kdumphpd adds it",
         )
-    added = [f"elfcorehdr={elfcorehdr >> 10}K"]
+    added = [] if elfcorehdr is None else [f"elfcorehdr={elfcorehdr >> 10}K"]
     if "acpi_no_memhotplug" not in configured.split():
         added.insert(0, "acpi_no_memhotplug")
     return " ".join((configured.strip(), *added)).strip()

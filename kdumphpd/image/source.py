@@ -54,11 +54,10 @@ class ImageSource:
 
     def plan(self, root: Root, reader: MachineReader, room: Room) -> ImagePlan:
         """Plan the image for the host under ``root``; reads no more than headers and sizes."""
-        kernel, initrd = self._files()
         resources = reader.resources()
         parts = ImageParts(
-            kernel=_parse(kernel, five_level=reader.fixed().addresses.five_level),
-            initrd_size=initrd.size(),
+            kernel=self.kernel(reader),
+            initrd_size=self.files()[1].size(),
             command_line=self.spec.command_line,
         )
         return make_plan(
@@ -71,7 +70,7 @@ class ImageSource:
 
     def image(self, plan: ImagePlan, nonce: bytes) -> CrashImage:
         """Read the files and build the image that ``plan`` describes; the caller closes it."""
-        kernel, initrd = self._files()
+        kernel, initrd = self.files()
         parts = plan.parts.kernel
         with kernel.read() as whole, whole.view() as view:
             start = _kernel_offset(view, kernel) + parts.offset
@@ -86,6 +85,10 @@ class ImageSource:
             )
         return CrashImage.build(plan, nonce, content, ramdisk)
 
+    def kernel(self, reader: MachineReader) -> BzImage:
+        """The kernel's setup header, checked for what this machine asks of it."""
+        return _parse(self.files()[0], five_level=reader.fixed().addresses.five_level)
+
     def close(self) -> None:
         """Let go of the files; the next use opens what the paths name then."""
         for one in (self._kernel, self._initrd):
@@ -93,7 +96,8 @@ class ImageSource:
                 one.close()
         self._kernel = self._initrd = None
 
-    def _files(self) -> tuple[ImageFile, ImageFile]:
+    def files(self) -> tuple[ImageFile, ImageFile]:
+        """The open kernel and initrd."""
         if self._kernel is None:
             self._kernel = ImageFile.open("kernel", self.spec.kernel)
         if self._initrd is None:

@@ -22,8 +22,14 @@ from kdumphpd.image.parameter_block import ParameterBlock
 from kdumphpd.image.plan import ImagePlan, header_segment
 from kdumphpd.image.source import ImageSource
 from kdumphpd.load.buffers import LockedBuffer
+from kdumphpd.load.remembered import Remembered
 from kdumphpd.load.segments import Segment, check
-from kdumphpd.load.syscalls import KEXEC_ARCH_X86_64, KEXEC_ON_CRASH, Kernel
+from kdumphpd.load.syscalls import (
+    KEXEC_ARCH_X86_64,
+    KEXEC_CRASH_HOTPLUG_SUPPORT,
+    KEXEC_ON_CRASH,
+    Kernel,
+)
 from kdumphpd.machine import reservation as reservations
 from kdumphpd.machine.files import Root
 from kdumphpd.machine.kcore import PhysicalMemory
@@ -46,16 +52,20 @@ class Loaded:
     """A load that was read back and found whole.
 
     Attributes:
-        backend: ``delta`` or ``full``.
-        block: the parameter block of what is armed now.
+        backend: ``delta``, ``full``, ``file`` or ``command``.
+        block: the parameter block of what is armed now, if we made it.
         unarmed_usec: microseconds in the system call.
         live_at: when it returned, in microseconds of the loader's clock.
+        image: what to know it by if we did not make it.
+        problem: what is not as it should be with it all the same; empty if nothing is.
     """
 
     backend: str
-    block: ParameterBlock
+    block: ParameterBlock | None
     unarmed_usec: int
     live_at: int
+    image: Remembered | None = None
+    problem: str = ""
 
 
 class Loader:
@@ -82,6 +92,7 @@ class Loader:
         self._reader = reader
         self._source = source
         self._clock = clock
+        self._updates_refused = False
 
     def plan(self, machine: Machine, keep: ParameterBlock | None = None) -> ImagePlan:
         """Plan the image for ``machine``.
@@ -117,7 +128,7 @@ class Loader:
         image = self._source.image(self.plan(machine), os.urandom(16))
         try:
             with LockedBuffer.of(_header(machine, image.block)) as header:
-                segment = header_segment(image.block.elfcorehdr, header)
+                segment = self._header_segment(image.block, header)
                 usec = self._load((segment, *image.static), image.plan.entry)
                 live_at = self._clock()
         finally:
@@ -146,7 +157,7 @@ class Loader:
         if not fits(machine, room):
             raise NotDoneError("the machine has outgrown the room kept free in the loaded image")
         with LockedBuffer.of(content) as header:
-            segment = header_segment(block.elfcorehdr, header)
+            segment = self._header_segment(block, header)
             usec = self._load((segment,), read_back.entry(block))
             live_at = self._clock()
         self._verify(machine, block)
@@ -169,9 +180,30 @@ class Loader:
     def _reservation(self) -> Range:
         return reservations.find(self._root, self._reader.resources()).main
 
+    def _wants_updates(self) -> bool:
+        """Whether to have the kernel update the header by itself."""
+        return not self._updates_refused and reservations.can_be_updated(self._root)
+
+    def _header_segment(self, block: ParameterBlock, header: LockedBuffer) -> Segment:
+        # The kernel writes a larger header only within the segment's memsz
+        # (arch/x86/kernel/crash.c, arch_crash_handle_hotplug_event).
+        if self._wants_updates():
+            return Segment("elfcorehdr", header, block.elfcorehdr)
+        return header_segment(block.elfcorehdr, header)
+
     def _load(self, segments: Sequence[Segment], entry: int) -> int:
         check(segments, entry, self._reservation(), total_ram(self._root))
         try:
+            if self._wants_updates():
+                try:
+                    flags = _FLAGS | KEXEC_CRASH_HOTPLUG_SUPPORT
+                    return self._kernel.kexec_load(entry, segments, flags)
+                except OSError as error:
+                    # 6.6 to 6.9 do not know the flag and say so before they touch anything
+                    # (kexec_load_check); the segments themselves have just been checked.
+                    if error.errno != errno.EINVAL:
+                        raise
+                    self._updates_refused = True
             return self._kernel.kexec_load(entry, segments, _FLAGS)
         except OSError as error:
             raise refusal(error) from error
@@ -182,7 +214,9 @@ class Loader:
         with PhysicalMemory(self._root) as memory:
             if read_back.find_own(memory, self._reservation()) != block:
                 raise LoadError("after the load, the parameter block is not there")
-            if memory.read(block.elfcorehdr.start, len(expected)) != expected:
+            live = memory.read(block.elfcorehdr.start, len(expected))
+            # Where the kernel updates it, it may have done so by now; a look will tell.
+            if live != expected and not (self._wants_updates() and elfcorehdr.parse(live)):
                 raise LoadError("after the load, the elfcorehdr does not read back as sent")
             if not read_back.intact(memory, block):
                 raise LoadError("after the load, the image does not have its digest")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from kdumphpd.errors import MachineError
@@ -15,6 +16,8 @@ from kdumphpd.machine.ranges import Range
 _LOADED = ("/sys/kernel/kexec/crash_loaded", "/sys/kernel/kexec_crash_loaded")
 _SIZE = ("/sys/kernel/kexec/crash_size", "/sys/kernel/kexec_crash_size")
 _HEADER_SIZE = ("/sys/kernel/kexec/crash_elfcorehdr_size", "/sys/kernel/crash_elfcorehdr_size")
+#: Longer than an update of the header or a delta load takes.
+_CONTENTION_SECONDS = 0.01
 _HOTPLUG = tuple(f"/sys/devices/system/{kind}/crash_hotplug" for kind in ("memory", "cpu"))
 
 
@@ -36,9 +39,32 @@ def elfcorehdr_size(root: Root) -> int:
     return _number(root, _HEADER_SIZE) or 0
 
 
-def kernel_updates(root: Root) -> bool:
-    """Whether the kernel itself keeps the loaded image's header (``crash_hotplug``)."""
-    return any(root.exists(name) and root.read_text(name) == "1" for name in _HOTPLUG)
+def can_be_updated(root: Root) -> bool:
+    """Whether this kernel can keep an image's header itself (CONFIG_CRASH_HOTPLUG)."""
+    return root.first_existing(*_HOTPLUG) is not None
+
+
+def kernel_updates(root: Root, tries: int = 4, pause: Callable[[float], None] = time.sleep) -> bool:
+    """Whether the kernel itself keeps the loaded image's header (``crash_hotplug``).
+
+    The file reads 0 while anybody holds the kexec lock (kernel/crash_core.c,
+    crash_check_hotplug_support), a reader included: so a 0 is asked about again, and a 1
+    no more often than is needed.
+
+    Args:
+        root: the host.
+        tries: how often to read.
+        pause: waits some seconds between.
+    """
+    name = root.first_existing(*_HOTPLUG)
+    if name is None:
+        return False
+    for left in reversed(range(tries)):
+        if root.read_text(name) == "1":
+            return True
+        if left:
+            pause(_CONTENTION_SECONDS)
+    return False
 
 
 def find(root: Root, resources: Iterable[Resource]) -> Reservation:

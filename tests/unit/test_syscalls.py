@@ -95,3 +95,50 @@ def test_the_capability_is_read_from_the_kernel() -> None:
     bits = bytes.fromhex(effective.split()[1])
     assert LiveKernel().may_load() is bool(bits[-3] & 0x40), "bit 22"
     assert syscalls.CAP_SYS_BOOT == 22
+
+
+def file_kernel(answer: Callable[[int, int, int, int, bytes | None, int], int]) -> LiveKernel:
+    live = LiveKernel()
+    live._file_syscall = answer
+    return live
+
+
+def test_the_kernel_sees_the_files_and_the_ended_command_line() -> None:
+    seen = []
+
+    def answer(*arguments: object) -> int:
+        seen.append(arguments)
+        return 0
+
+    assert file_kernel(answer).kexec_file_load(7, 8, b"irqpoll", syscalls.KEXEC_FILE_ON_CRASH) >= 0
+    assert seen == [(320, 7, 8, 8, b"irqpoll\0", 2)]
+
+
+def test_a_refused_file_is_an_oserror_with_its_errno() -> None:
+    def answer(*_: object) -> int:
+        ctypes.set_errno(errno.EKEYREJECTED)
+        return -1
+
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - the number is what counts
+        file_kernel(answer).kexec_file_load(7, 8, b"", 2)
+    assert caught.value.errno == errno.EKEYREJECTED
+
+
+def test_what_is_asked_to_learn_of_refusals_can_load_nothing() -> None:
+    seen: list[tuple[object, ...]] = []
+
+    def answer(*arguments: object) -> int:
+        seen.append(arguments)
+        ctypes.set_errno(errno.EINVAL)
+        return -1
+
+    live = kernel(answer)  # type: ignore[arg-type]
+    live._file_syscall = answer
+    assert live.kexec_load_refusal(FLAGS) == errno.EINVAL
+    assert live.kexec_file_load_refusal(0) == errno.EINVAL
+    load, file = seen
+    assert load == (246, 0, 17, None, FLAGS), "one more than KEXEC_SEGMENT_MAX"
+    # include/linux/kexec.h: KEXEC_FILE_FLAGS has only low bits.
+    assert file[:5] == (320, -1, -1, 0, None)
+    assert isinstance(file[5], int)
+    assert file[5] & ~0xFFFF

@@ -1,0 +1,214 @@
+"""The ``file`` rung: one kexec_file_load(2), and reading back what the kernel made of it.
+
+The kernel drops the loaded image before it looks at the files (kernel/kexec_file.c,
+SYSCALL_DEFINE5(kexec_file_load)): a kernel whose signature it does not accept would leave
+the host without a crash kernel. So everything that can be checked is checked first, the
+signature by asking the kernel about the same file without meaning the crash image.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from collections.abc import Callable
+
+from kdumphpd.audit import read_back
+from kdumphpd.audit.compare import Verdict, compare
+from kdumphpd.audit.read_back import FoundHeader
+from kdumphpd.errors import LoadError, MachineError, PermissionMissingError
+from kdumphpd.header import elfcorehdr
+from kdumphpd.header.elf import EHDR
+from kdumphpd.image.boot_params import check_command_line
+from kdumphpd.image.layout import page_up
+from kdumphpd.image.plan import complete_command_line
+from kdumphpd.image.source import ImageSource
+from kdumphpd.load import probe, remembered
+from kdumphpd.load.loader import Loaded, NotDoneError
+from kdumphpd.load.remembered import Remembered
+from kdumphpd.load.syscalls import KEXEC_FILE_ON_CRASH, Kernel
+from kdumphpd.machine import reservation as reservations
+from kdumphpd.machine.files import Root
+from kdumphpd.machine.kcore import PhysicalMemory
+from kdumphpd.machine.ranges import Range
+from kdumphpd.machine.snapshot import Machine, MachineReader
+
+#: "elfcorehdr=0x" and 16 digits and a space: MAX_ELFCOREHDR_STR_LEN,
+#: arch/x86/kernel/kexec-bzimage64.c.
+_ELFCOREHDR_ARGUMENT = 30
+_NO_FILE = -1
+
+_MEANINGS = {
+    errno.EPERM: "the kernel is locked down and the file has no signature that it trusts",
+    errno.EACCES: "an IMA policy does not accept the file",
+    errno.ENOKEY: "no key that the kernel trusts has signed it",
+    errno.EKEYREJECTED: "the kernel does not trust its signature",
+    errno.ENODATA: "it is not signed",
+    errno.EBADMSG: "its signature is damaged",
+    errno.ENOEXEC: "it is no kernel that the running one can load",
+    errno.EBUSY: "another load is under way, try again",
+    errno.ENOMEM: "the reservation is too small for it, enlarge crashkernel=",
+    errno.EADDRNOTAVAIL: "the reservation is too small for it, enlarge crashkernel=",
+    errno.ETXTBSY: "it is being written",
+    errno.ENOSYS: "this kernel has no kexec_file_load(2) (CONFIG_KEXEC_FILE)",
+}
+
+
+class FileLoader:
+    """Has the kernel load the configured files.
+
+    Args:
+        root: the host.
+        kernel: makes the system calls.
+        reader: reads the machine.
+        source: the kernel, initrd and command line.
+        clock: microseconds of CLOCK_MONOTONIC.
+    """
+
+    def __init__(
+        self,
+        root: Root,
+        kernel: Kernel,
+        reader: MachineReader,
+        source: ImageSource,
+        clock: Callable[[], int],
+    ) -> None:
+        self._root = root
+        self._kernel = kernel
+        self._reader = reader
+        self._source = source
+        self._clock = clock
+
+    def load(self, machine: Machine) -> Loaded:
+        """Load, read back and remember.
+
+        Raises:
+            KdumphpdError: nothing was changed (no LoadError), or the kernel refused or
+                the image does not read back (LoadError): see whether one is loaded.
+        """
+        if not self._kernel.may_load():
+            raise PermissionMissingError(
+                "loading a crash kernel needs CAP_SYS_BOOT", "run kdumphpd as root"
+            )
+        command_line = self._checked_command_line()
+        digest = self.image_digest()  # has the files read, and opened anew if they were replaced
+        kernel, initrd = (one.fd for one in self._source.files())
+        usec = self._ask(kernel) if reservations.crash_loaded(self._root) else 0
+        try:
+            usec += self._kernel.kexec_file_load(kernel, initrd, command_line, KEXEC_FILE_ON_CRASH)
+        except OSError as error:
+            raise _refusal(error) from error
+        live_at = self._clock()
+        if not reservations.crash_loaded(self._root):
+            raise LoadError("after the load, the kernel says that nothing is loaded")
+        found = self._read_back(command_line)
+        image, problem = remember(self._root, self._reservation(), "file", found, digest)
+        problem = header_problem(found, machine, self._reader) or problem
+        return Loaded("file", None, usec, live_at, image, problem)
+
+    def image_digest(self) -> str:
+        """What the configured image is made of, hexadecimal."""
+        digest = hashlib.sha256()
+        for one in self._source.files():
+            digest.update(one.digest())
+        digest.update(self._command_line())
+        return digest.hexdigest()
+
+    def _command_line(self) -> bytes:
+        return complete_command_line(self._source.spec.command_line, None).encode()
+
+    def _checked_command_line(self) -> bytes:
+        """The command line, and all that the kernel would refuse too late checked.
+
+        Raises:
+            ImageError: the files or the command line cannot be used.
+            MachineError: they do not fit into the reservation.
+        """
+        command_line = self._command_line()
+        parsed = self._source.kernel(self._reader)
+        check_command_line(parsed, b" " * _ELFCOREHDR_ARGUMENT + command_line)
+        initrd = self._source.files()[1].size()
+        header = reservations.elfcorehdr_size(self._root)
+        needed = sum(map(page_up, (parsed.memory_size, initrd, header)))
+        place = self._reservation()
+        if needed > place.size:
+            raise MachineError(
+                f"kernel and initrd need {needed} bytes, the reservation {place} has {place.size}",
+                f"boot with crashkernel={-(-needed >> 20) + 128}M",
+            )
+        return command_line
+
+    def _ask(self, kernel_fd: int) -> int:
+        """Have the kernel read and check the file without touching what is loaded.
+
+        A load for a reboot (no KEXEC_FILE_ON_CRASH) whose initrd does not exist: the kernel is
+        read and its signature verified first (kimage_file_prepare_segments), then the
+        initrd is missed (EBADF), before anything takes the place of anything.
+
+        Returns:
+            Microseconds it took: the kexec lock is held meanwhile, and a panic dumps nothing.
+
+        Raises:
+            NotDoneError: the kernel would refuse, or cannot be asked.
+        """
+        if probe.limit(self._root, "reboot") is not None:
+            if probe.lockdown(self._root) == "none":
+                return 0
+            raise NotDoneError(
+                "whether the kernel accepts the file cannot be asked while"
+                " kernel.kexec_load_limit_reboot is set, and being refused would disarm"
+            )
+        began = self._clock()
+        try:
+            self._kernel.kexec_file_load(kernel_fd, _NO_FILE, b"", 0)
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                return self._clock() - began
+            path = self._source.spec.kernel
+            refusal = _refusal(error)
+            if error.errno == errno.EBUSY:
+                raise refusal from error
+            raise NotDoneError(f"{path} is not accepted: {refusal}") from error
+        raise NotDoneError("the kernel loaded an image without an initrd for a reboot")
+
+    def _read_back(self, command_line: bytes) -> FoundHeader:
+        with PhysicalMemory(self._root) as memory:
+            found = read_back.find_named(memory, self._reservation(), command_line)
+        if found is None:
+            raise LoadError("after the load, there is no header where the command line says so")
+        return found
+
+    def _reservation(self) -> Range:
+        return reservations.find(self._root, self._reader.resources()).main
+
+
+def header_problem(found: FoundHeader, machine: Machine, reader: MachineReader) -> str:
+    """Why what was loaded does not describe ``machine``; empty if it does."""
+    parsed = elfcorehdr.parse(found.content)
+    if parsed is None:
+        return f"the header at {found.address:#x} cannot be read"
+    complete = compare(parsed, machine, reader.known_notes()).verdict is Verdict.COMPLETE
+    return "" if complete else "its header does not describe the machine as it was just before"
+
+
+def remember(
+    root: Root, reservation: Range, backend: str, found: FoundHeader, image: str
+) -> tuple[Remembered, str]:
+    """Write down what has just been loaded; gives it and what went wrong with that, if anything."""
+    size = max(len(found.content), reservations.elfcorehdr_size(root) + EHDR.size)
+    size = min(page_up(size), reservation.end + 1 - found.address)
+    place = Range(found.address, found.address + size - 1)
+    with PhysicalMemory(root) as memory:
+        seen = remembered.witness(memory, reservation, place)
+    one = Remembered(remembered.boot_id(root), backend, found.address, size, seen, image)
+    try:
+        remembered.store(root, one)
+    except LoadError as error:
+        return one, str(error)
+    return one, ""
+
+
+def _refusal(error: OSError) -> LoadError:
+    number = error.errno or 0
+    name = errno.errorcode.get(number, str(number))
+    meaning = _MEANINGS.get(number, "")
+    return LoadError(f"kexec_file_load: {name} ({error.strerror})", meaning, number)
