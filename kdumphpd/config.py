@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 import stat
 import sys
 from collections.abc import Iterable, Iterator
@@ -56,8 +57,15 @@ def _one_line(text: str) -> str:
     return text
 
 
+def _splittable(text: str) -> str:
+    """Take what `shlex.split` can take apart, so that a load does not find out."""
+    shlex.split(text)
+    return text
+
+
 AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
 OneLine = Annotated[str, AfterValidator(_one_line)]
+Command = Annotated[str, AfterValidator(_one_line), AfterValidator(_splittable)]
 
 
 class _Section(BaseModel):
@@ -93,6 +101,10 @@ class UpdateConfig(_Section):
     )
     max_disarmed_percent: float = Field(
         1.0, ge=0.01, le=10, description="a percentage from 0.01 to 10"
+    )
+
+    command: Optional[Command] = Field(  # noqa: UP045
+        None, description="a command as a shell would split it, or empty for none"
     )
 
     @model_validator(mode="after")

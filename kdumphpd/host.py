@@ -9,8 +9,11 @@ from pathlib import Path
 
 from kdumphpd.config import DEFAULT_PATH, Config, explicit_image, load_config
 from kdumphpd.image.source import ImageSource, ImageSpec
+from kdumphpd.load.command import CommandLoader, command_of
+from kdumphpd.load.file import FileLoader
 from kdumphpd.load.keeper import Keeper
 from kdumphpd.load.loader import Loader
+from kdumphpd.load.rungs import Rungs
 from kdumphpd.load.syscalls import Kernel
 from kdumphpd.machine.files import Root
 from kdumphpd.machine.snapshot import MachineReader
@@ -68,4 +71,13 @@ def open_host(
     )
     reader, source = MachineReader(root), ImageSource(spec)
     loader = Loader(root, kernel, reader, source, clock)
-    return Host(root, config, reader, source, loader, Keeper(root, reader, loader))
+    command = command_of(root, config.update.command)
+    rungs = Rungs(
+        root,
+        kernel,
+        source,
+        loader,
+        FileLoader(root, kernel, reader, source, clock),
+        CommandLoader(root, reader, command, clock) if command else None,
+    )
+    return Host(root, config, reader, source, loader, Keeper(root, reader, rungs))

@@ -16,7 +16,9 @@ from kdumphpd.errors import KdumphpdError
 from kdumphpd.events.burst import Action, Burst, Outcome, Pace
 from kdumphpd.events.monitor import Drained
 from kdumphpd.host import Host
+from kdumphpd.load.choice import Choice, News
 from kdumphpd.load.keeper import Look, Mended, State
+from kdumphpd.machine import reservation as reservations
 from kdumphpd.machine.ranges import total
 from kdumphpd.report.fields import Details, duration_text
 from kdumphpd.report.journal import OnceUntilChanged, Reporter
@@ -58,6 +60,8 @@ class Service:
         self._generation = 0
         self._due = Due.NOTHING
         self._ours = False  # the last look found our image
+        self._choice = Choice()
+        self._blind = False  # the last look found nothing that can be read
         self._status = "starting"
 
     @property
@@ -77,8 +81,12 @@ class Service:
             KdumphpdError: neither could be done; what was loaded before still is,
                 or a CRIT record says that nothing is.
         """
-        look = self._host.keeper.look()
-        if look.block is not None and self._host.keeper.matches(look):
+        try:
+            look = self._host.keeper.look()
+        except KdumphpdError as error:
+            self._start_blind(error)
+            return
+        if look.ours and self._host.keeper.matches(look):
             self._record(Kind.ADOPTED, "the loaded image is the configured one", _details(look))
             if look.state is State.CURRENT or self._mend(look, Kind.REPAIRED):
                 self._status = _complete(look)
@@ -93,6 +101,21 @@ class Service:
             mended = self._host.keeper.load(look.machine)
             if not self._report_load(Kind.STARTED, "watching; image loaded", look, mended):
                 raise mended.error()
+        self._hint()
+
+    def _start_blind(self, error: KdumphpdError) -> None:
+        """Go on where the kernel keeps an image that nobody may read; else raise ``error``."""
+        root = self._host.root
+        try:
+            kept = reservations.crash_loaded(root) and reservations.kernel_updates(root)
+        except KdumphpdError:
+            kept = False
+        if not kept:
+            raise error
+        self._complain(f"cannot look: {error}", Verdict.UNKNOWN)
+        details = Details(armed=True, backend="kernel", verdict=Verdict.UNKNOWN.value)
+        text = "watching; the kernel updates the loaded image, what it leaves cannot be seen"
+        self._record(Kind.STARTED, text, details)
         self._hint()
 
     def reload(self) -> None:
@@ -155,15 +178,16 @@ class Service:
 
     def _check(self) -> None:
         fingerprint: object = None
-        self._ours = False
+        self._ours = self._blind = False
         try:
             look = self._host.keeper.look()
         except KdumphpdError as error:
-            outcome = Outcome.FAILED
+            outcome, self._blind = Outcome.FAILED, True
             self._complain(f"cannot look: {error}", Verdict.UNKNOWN)
         else:
             fingerprint = (look.machine, look.state)
-            self._ours = look.block is not None
+            self._ours = look.ours
+            self._note_choice(self._choice.looked(look), look)
             outcome = self._answer(look)
         self._burst = self._burst.checked(self._clock(), fingerprint, outcome)
         if not self._burst.active:
@@ -179,6 +203,9 @@ class Service:
             self._trouble.over()
             self._status = _complete(look)
             return Outcome.CURRENT
+        if self._due is Due.NOTHING and self._choice.leaves(look, self._clock(), self._patience):
+            self._status = "stale: the kernel, which updates this header, gets time to do so"
+            return Outcome.HELD
         # Where nothing is loaded, or nothing that would start, there is no protection to lose.
         armed = not unloaded and self._due is not Due.IMAGE
         if armed and not self._burst.may_update(self._clock()):
@@ -216,11 +243,12 @@ class Service:
         if loaded is None:
             self._report_failure(look, mended)
             return False
-        if loaded.backend == "full" or self._due is not Due.RELOAD:
+        if loaded.backend != "delta" or self._due is not Due.RELOAD:
             self._due = Due.NOTHING
         details = replace(_details(look), armed=True, backend=loaded.backend)
         if mended.failures:
             self._record(Kind.FALLBACK, "; ".join(mended.failures), details)
+        self._note_choice(self._choice.loaded(mended), look)
         self._trouble.over()
         self._generation += 1
         # Where nothing was loaded, the call took no protection away.
@@ -235,10 +263,10 @@ class Service:
                 details,
                 unarmed_usec=loaded.unarmed_usec,
                 latency_usec=None if began is None else max(0, loaded.live_at - began),
-                verdict=Verdict.COMPLETE.value,
+                verdict=None if loaded.problem else Verdict.COMPLETE.value,
             ),
         )
-        self._status = _complete(look)
+        self._status = loaded.problem or _complete(look)
         return True
 
     def _report_failure(self, look: Look, mended: Mended) -> None:
@@ -271,8 +299,11 @@ class Service:
 
     def _close_burst(self, outcome: Outcome) -> None:
         burst = self._burst
+        if self._blind:
+            return  # that is said already
         uevents = _counted(burst.uevents, "uevent")
-        if burst.uevents and not burst.updates and self._ours and outcome is Outcome.CURRENT:
+        idle = not burst.updates and not self._choice.managed
+        if burst.uevents and idle and self._ours and outcome is Outcome.CURRENT:
             text = f"{uevents} changed nothing that a vmcore needs"
             self._record(Kind.UNCHANGED, text, Details(armed=True))
         elif burst.updates or burst.uevents:
@@ -308,10 +339,23 @@ class Service:
                 memory_bytes=total(header.memory),
                 ranges=len(header.memory),
             )
-        if kind is Kind.AUDITED and not self._audited.is_new(text):
+        known = self._blind and found.verdict is Verdict.UNKNOWN
+        if kind is Kind.AUDITED and (known or not self._audited.is_new(text)):
             return
         priority = None if found.verdict is Verdict.COMPLETE else Priority.WARNING
         self._record(kind, text, details, priority)
+
+    @property
+    def _patience(self) -> int:
+        """Microseconds that the kernel gets for a header that it updates itself."""
+        return self._burst.pace.interval_usec
+
+    def _note_choice(self, news: News | None, look: Look) -> None:
+        """Record which way of loading is taken and why, when that is news."""
+        if news is not None:
+            priority = Priority.INFO if news.backend in (None, "kernel", "full", "delta") else None
+            details = replace(_details(look), backend=news.backend)
+            self._record(Kind.FALLBACK, news.text, details, priority)
 
     def _record(
         self, kind: Kind, text: str, details: Details, priority: Priority | None = None

@@ -7,10 +7,12 @@ from typing import Any
 
 from kdumphpd.audit import read_back
 from kdumphpd.audit.compare import Comparison, Difference, Verdict, compare
+from kdumphpd.audit.foreign import live_headers
 from kdumphpd.errors import KdumphpdError
 from kdumphpd.header import elfcorehdr
 from kdumphpd.image.parameter_block import ParameterBlock
 from kdumphpd.image.plan import REGION_NAMES
+from kdumphpd.load import remembered
 from kdumphpd.machine import reservation as reservations
 from kdumphpd.machine.files import Root
 from kdumphpd.machine.kcore import PhysicalMemory
@@ -111,7 +113,11 @@ def _audit_loaded(root: Root, reader: MachineReader, verify: bool) -> Audit:
     with PhysicalMemory(root) as memory:
         block = read_back.find_own(memory, place)
         if block is None:
-            return _audit_foreign(root, reader, memory, place)
+            image = remembered.recall(root)
+            if image is None or not image.is_loaded(memory, place):
+                return _audit_foreign(root, reader, memory, place)
+            content = read_back.read_header(memory, image.header, image.header_size)
+            return _verdict(reader, image.header, content or b"", "kdumphpd", None, ())
         verified = read_back.intact(memory, block) if verify else None
         address = block.elfcorehdr.start
         content = read_back.read_header(memory, address, block.elfcorehdr.size)
@@ -135,10 +141,10 @@ def _own_parts(block: ParameterBlock) -> tuple[tuple[str, Range], ...]:
 
 
 def _audit_foreign(
-    root: Root, reader: MachineReader, memory: read_back.Memory, place: Range
+    root: Root, reader: MachineReader, memory: PhysicalMemory, place: Range
 ) -> Audit:
     manager = "kernel" if reservations.kernel_updates(root) else "other"
-    found = read_back.find_foreign(memory, place)
+    found = live_headers(root, memory, place)
     if len({one.content for one in found}) == 1:
         return _verdict(reader, found[0].address, found[0].content, manager, None, ())
     if found:

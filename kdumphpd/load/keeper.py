@@ -1,17 +1,22 @@
-"""Looks at what is loaded, and mends what is not current: a delta load, else a full one."""
+"""Looks at what is loaded, and mends what is not current, by the best way there is."""
 
 from __future__ import annotations
 
 import enum
 import errno
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kdumphpd.audit import read_back
-from kdumphpd.errors import KdumphpdError, LoadError
+from kdumphpd.audit.compare import Verdict, compare
+from kdumphpd.errors import KdumphpdError, LoadError, MachineError
 from kdumphpd.events.changes import Change, difference
 from kdumphpd.header import elfcorehdr
 from kdumphpd.image.parameter_block import ParameterBlock
-from kdumphpd.load.loader import Loaded, Loader, OvertakenError, dropped
+from kdumphpd.load import remembered
+from kdumphpd.load.ladder import Rung
+from kdumphpd.load.loader import Loaded, NotDoneError, OvertakenError, dropped
+from kdumphpd.load.remembered import Remembered
+from kdumphpd.load.rungs import Rungs
 from kdumphpd.machine import reservation as reservations
 from kdumphpd.machine.files import Root
 from kdumphpd.machine.kcore import PhysicalMemory
@@ -21,8 +26,8 @@ from kdumphpd.machine.snapshot import Machine, MachineReader
 class State(enum.Enum):
     """What a look finds."""
 
-    CURRENT = "current"  # our image, its header describes the machine
-    STALE = "stale"  # our image, its header does not
+    CURRENT = "current"  # an image of ours, its header describes the machine
+    STALE = "stale"  # an image of ours, its header does not
     FOREIGN = "foreign"  # an image that another program loaded
     UNLOADED = "unloaded"
 
@@ -32,14 +37,23 @@ class Look:
     """One look at the machine and at what is loaded.
 
     Attributes:
-        block: of our image; None if it is not ours or nothing is loaded.
+        block: of our image; None if we did not make it or nothing is loaded.
         change: what the loaded header does not say yet; None without a readable header.
+        image: what we had the kernel or a command load.
+        managed: the kernel updates this image's header by itself (crash_hotplug).
     """
 
     machine: Machine
     state: State
     block: ParameterBlock | None = None
     change: Change | None = None
+    image: Remembered | None = None
+    managed: bool = False
+
+    @property
+    def ours(self) -> bool:
+        """Whether the loaded image is there by our doing."""
+        return self.block is not None or self.image is not None
 
 
 @dataclass(frozen=True)
@@ -52,6 +66,7 @@ class Mended:
         armed: whether a crash kernel is loaded now.
         cause: the last failure, if nothing was loaded.
         dropped: whether an attempt had the kernel free the image that was loaded before.
+        reasons: why better ways of loading were left out.
     """
 
     loaded: Loaded | None
@@ -59,6 +74,7 @@ class Mended:
     armed: bool
     cause: KdumphpdError | None = None
     dropped: bool = False
+    reasons: tuple[str, ...] = ()
 
     @property
     def busy(self) -> bool:
@@ -83,25 +99,56 @@ class Mended:
 class Keeper:
     """Keeps one host's crash image current."""
 
-    def __init__(self, root: Root, reader: MachineReader, loader: Loader) -> None:
+    def __init__(self, root: Root, reader: MachineReader, rungs: Rungs) -> None:
         self._root = root
         self._reader = reader
-        self._loader = loader
+        self._rungs = rungs
         self._verified: ParameterBlock | None = None
+        self._image: Remembered | None = None
+        # The image that was asked about, and whether the kernel updates it.
+        self._managed: tuple[object, bool] = (None, False)
 
     def look(self) -> Look:
-        """Take a snapshot and compare the loaded header with it; hashes nothing."""
+        """Take a snapshot and compare the loaded header with it; hashes at most a MiB."""
         machine = self._reader.snapshot()
         if not reservations.crash_loaded(self._root):
             return Look(machine, State.UNLOADED)
         place = reservations.find(self._root, self._reader.resources()).main
+        image = None
         with PhysicalMemory(self._root) as memory:
             block = read_back.find_own(memory, place)
-            if block is None:
-                return Look(machine, State.FOREIGN)
-            live = read_back.read_header(memory, block.elfcorehdr.start, block.elfcorehdr.size)
-        state = State.CURRENT if live == machine.header() else State.STALE
-        return Look(machine, state, block, self._change(live, machine))
+            if block is not None:
+                address, size = block.elfcorehdr.start, block.elfcorehdr.size
+            else:
+                image = self._image or remembered.recall(self._root)
+                if image is None or not image.is_loaded(memory, place):
+                    return Look(machine, State.FOREIGN)
+                address, size = image.header, image.header_size
+            live = read_back.read_header(memory, address, size)
+        state = self._state(live, machine, made_by_us=block is not None)
+        managed = self._is_managed(block or image, state)
+        return Look(machine, state, block, self._change(live, machine), image, managed)
+
+    def _state(self, live: bytes | None, machine: Machine, *, made_by_us: bool) -> State:
+        if live == machine.header():
+            return State.CURRENT
+        if made_by_us and not reservations.can_be_updated(self._root):
+            return State.STALE
+        # The kernel writes its own bytes: every possible CPU, and ranges as it finds them.
+        header = elfcorehdr.parse(live) if live is not None else None
+        if header is None:
+            return State.STALE
+        # A CPU whose notes cannot be read yet cannot be missed yet.
+        result = compare(header, replace(machine, missing_notes=()), self._reader.known_notes())
+        return State.CURRENT if result.verdict is Verdict.COMPLETE else State.STALE
+
+    def _is_managed(self, image: ParameterBlock | Remembered | None, state: State) -> bool:
+        """Whether the kernel updates ``image``; asked once for each load, if it says yes."""
+        known, managed = self._managed
+        if known != image or (state is State.STALE and not managed):
+            managed = reservations.kernel_updates(self._root)
+            self._managed = (image, managed)
+        return managed
 
     def matches(self, look: Look) -> bool:
         """Whether the loaded image is the one that the configuration asks for, and intact.
@@ -110,52 +157,63 @@ class Keeper:
         kernel, initrd, command line and memory map give the same digest.
         """
         block = look.block
+        if look.image is not None:
+            return self._rungs.is_made_of(look.image)
         if block is None:
             return False
-        wanted = self._loader.rebuilt(look.machine, block)
+        wanted = self._rungs.loader.rebuilt(look.machine, block)
         same = wanted == block and self._intact(block)
         self._verified = block if same else None
         return same
 
     def mend(self, look: Look) -> Mended:
-        """Make the loaded header current: a delta load if the image is ours, else a full one."""
-        earlier: tuple[str, ...] = ()
-        gone = False
-        if look.block is not None:
-            try:
-                loaded = self._delta(look.machine, look.block)
-            except KdumphpdError as error:
-                failed = self._failed((f"delta: {error}",), error, dropped(error))
-                if failed.busy or failed.overtaken:
-                    return failed
-                earlier, gone = failed.failures, failed.dropped
-            else:
-                self._verified = loaded.block
-                return Mended(loaded, (), armed=True)
-        return self._load(look.machine, earlier, gone)
+        """Make the loaded header current: a delta load if the image is ours, else all of it."""
+        return self._climb(look.machine, look.block)
 
     def load(self, machine: Machine) -> Mended:
         """Load the whole image, whatever is loaded now."""
-        return self._load(machine, (), False)
+        return self._climb(machine, None)
 
-    def _load(self, machine: Machine, earlier: tuple[str, ...], gone: bool) -> Mended:
-        try:
-            loaded = self._loader.full(machine)
-        except KdumphpdError as error:
-            return self._failed((*earlier, f"full: {error}"), error, gone or dropped(error))
+    def _climb(self, machine: Machine, block: ParameterBlock | None) -> Mended:
+        """Try one rung after the other; each that fails is followed by the next at once."""
+        way = self._rungs.route(own_image=block is not None)
+        failed = Mended(None, (), reservations.crash_loaded(self._root), reasons=way.reasons)
+        for rung in way.rungs:
+            try:
+                loaded = self._try(rung, machine, block)
+            except KdumphpdError as error:
+                failed = self._failed(failed, rung, error)
+                if failed.busy or failed.overtaken or not _climbs(failed):
+                    return failed
+            else:
+                self._loaded(loaded)
+                return Mended(loaded, failed.failures, armed=True, reasons=way.reasons)
+        if failed.cause is None:
+            return replace(failed, failures=way.reasons, cause=LoadError("; ".join(way.reasons)))
+        return failed
+
+    def _try(self, rung: Rung, machine: Machine, block: ParameterBlock | None) -> Loaded:
+        if rung is Rung.DELTA and block is not None:
+            if block != self._verified and not self._intact(block):
+                # What another loader overwrote meanwhile is no damage.
+                self._rungs.loader.expect(block)
+                raise LoadError("the loaded image is damaged")
+            return self._rungs.loader.delta(machine, block)
+        return self._rungs.load(rung, machine)
+
+    def _loaded(self, loaded: Loaded) -> None:
         self._verified = loaded.block
-        return Mended(loaded, earlier, armed=True)
+        self._image = loaded.image
+        self._managed = (None, False)
+        if loaded.image is None:
+            remembered.forget(self._root)
 
-    def _delta(self, machine: Machine, block: ParameterBlock) -> Loaded:
-        if block != self._verified and not self._intact(block):
-            # What another loader overwrote meanwhile is no damage.
-            self._loader.expect(block)
-            raise LoadError("the loaded image is damaged")
-        return self._loader.delta(machine, block)
-
-    def _failed(self, failures: tuple[str, ...], cause: KdumphpdError, gone: bool) -> Mended:
+    def _failed(self, before: Mended, rung: Rung, cause: KdumphpdError) -> Mended:
         self._verified = None
-        return Mended(None, failures, reservations.crash_loaded(self._root), cause, gone)
+        armed = reservations.crash_loaded(self._root)
+        gone = before.dropped or dropped(cause) or (before.armed and not armed)
+        failures = (*before.failures, f"{rung.value}: {cause}")
+        return replace(before, failures=failures, armed=armed, cause=cause, dropped=gone)
 
     def _intact(self, block: ParameterBlock) -> bool:
         with PhysicalMemory(self._root) as memory:
@@ -174,3 +232,11 @@ class Keeper:
             machine.cpu_numbers,
             machine.fixed.memory_block_size,
         )
+
+
+def _climbs(failed: Mended) -> bool:
+    """Whether the next rung may do better: not where what is to be loaded cannot be used.
+
+    With nothing loaded any image is better than none.
+    """
+    return not failed.armed or isinstance(failed.cause, (LoadError, NotDoneError, MachineError))

@@ -28,6 +28,8 @@ What can be done to it:
   and what came of it, ``control_pages`` what the last load took, ``entry`` where the loaded
   image is entered.
 * ``may_load()`` and EPERM follow ``permitted``; ``load_limit`` is kernel.kexec_load_limit_panic.
+  ``refuse("kexec_load", ENOSYS)`` lets every call of one kind fail; kexec_file_load does so from
+  the start (`tests.unit.fake_crash_hotplug` has a kernel that knows it).
 * ``fail_next(errno, before_free, times)``: the next calls fail with errno, before the old image is
   freed (EPERM, EBUSY) or after it (ENOMEM, EFAULT).
 * ``foreign_load("kexec_load" | "kexec_file_load")``: an image of kexec-tools, as it was seen to
@@ -53,7 +55,7 @@ from kdumphpd.machine.files import Root
 from kdumphpd.machine.ranges import Range
 from tests.unit import fake_files, fake_kexec
 from tests.unit.fake_kcore import KcoreFile
-from tests.unit.fake_kexec import ON_CRASH, PAGE, Place
+from tests.unit.fake_kexec import FILE_ON_CRASH, ON_CRASH, PAGE, Place
 
 MIB = 1 << 20
 _TEXT_SIZE = 0x2800000
@@ -63,6 +65,7 @@ _CRASH_NOTES_SIZE = 368
 _VMCOREINFO_SIZE = 0x1024
 _GARBAGE = b"\xcc"
 _CPUS = "sys/devices/system/cpu"
+_LIMIT = "proc/sys/kernel/kexec_load_limit_panic"
 
 
 class SegmentLike(Protocol):
@@ -102,6 +105,8 @@ class ForeignImage:
 class FakeKernel:
     """See the module's docstring."""
 
+    known_flags = fake_kexec.KNOWN_FLAGS
+
     def __init__(
         self,
         directory: Path,
@@ -124,7 +129,7 @@ class FakeKernel:
         self.gbpages = gbpages
         self.possible = possible
         self.permitted = True
-        self.load_limit = -1
+        self.refusals = {"kexec_file_load": errno.ENOSYS}
         self.calls: list[Call] = []
         self.control_pages: tuple[int, ...] = ()
         self.entry: int | None = None
@@ -247,6 +252,50 @@ class FakeKernel:
     def may_load(self) -> bool:
         return self.permitted
 
+    def refuse(self, call: str, code: int) -> None:
+        """Let every ``call`` (kexec_load, kexec_file_load) fail with errno ``code``; 0 ends it."""
+        self.refusals[call] = code
+
+    @property
+    def load_limit(self) -> int:
+        """kernel.kexec_load_limit_panic; -1 for no limit."""
+        path = self.directory / _LIMIT
+        return int(path.read_text()) if path.exists() else -1
+
+    @load_limit.setter
+    def load_limit(self, limit: int) -> None:
+        self._write(_LIMIT, f"{limit}\n")
+
+    def _permit(self, call: str, flags: int) -> None:
+        """The system call's number, then kexec_load_permitted and its like."""
+        if self.refusals.get(call) == errno.ENOSYS:
+            raise _error(errno.ENOSYS)
+        if not self.permitted or self.load_limit == 0:
+            raise _error(errno.EPERM)
+        if self.load_limit > 0 and flags & (ON_CRASH if call == "kexec_load" else FILE_ON_CRASH):
+            self.load_limit -= 1
+        _raise_if(self.refusals.get(call, 0))
+
+    def kexec_load_refusal(self, flags: int) -> int:
+        return self._refusal("kexec_load", flags)
+
+    def kexec_file_load_refusal(self, flags: int) -> int:
+        return self._refusal("kexec_file_load", flags)
+
+    def _refusal(self, call: str, flags: int) -> int:
+        try:
+            self._permit(call, flags)
+        except OSError as error:
+            return error.errno or 0
+        return errno.EINVAL
+
+    def kexec_file_load(
+        self, kernel_fd: int, initrd_fd: int, command_line: bytes, flags: int
+    ) -> int:
+        """kexec_file_load(2), which this kernel has not."""
+        self._permit("kexec_file_load", flags)
+        raise AssertionError("it is refused")
+
     def kexec_load(self, entry: int, segments: Sequence[SegmentLike], flags: int) -> int:
         """kexec_load(2): microseconds, of its own making, or OSError."""
         places = tuple(_place(one) for one in segments)
@@ -262,11 +311,8 @@ class FakeKernel:
         self, entry: int, segments: Sequence[SegmentLike], places: tuple[Place, ...], flags: int
     ) -> None:
         injected = self._failures.pop(0) if self._failures else (0, True)
-        if not self.permitted or self.load_limit == 0:
-            raise _error(errno.EPERM)
-        if self.load_limit > 0:
-            self.load_limit -= 1
-        _raise_if(fake_kexec.early_errno(len(places), flags))
+        self._permit("kexec_load", flags)
+        _raise_if(fake_kexec.early_errno(len(places), flags, self.known_flags))
         if not flags & ON_CRASH:
             raise _error(errno.EINVAL)  # not of the kernel: no test means to replace kexec_image
         if injected[1]:

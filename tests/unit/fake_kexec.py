@@ -17,6 +17,10 @@ GIB = 1 << 30
 SEGMENT_MAX = 16
 ON_CRASH = 0x1
 PRESERVE_CONTEXT = 0x2
+KNOWN_FLAGS = ON_CRASH | PRESERVE_CONTEXT
+#: Since 6.10.
+HOTPLUG_SUPPORT = 0x8
+FILE_ON_CRASH = 0x2
 ARCH_MASK = 0xFFFF0000
 ARCH_X86_64 = 62 << 16
 #: MAXMEM - 1 with 4-level paging.
@@ -38,9 +42,9 @@ class Place:
         return self.mem + self.memsz
 
 
-def early_errno(nr_segments: int, flags: int) -> int:
+def early_errno(nr_segments: int, flags: int, known_flags: int = KNOWN_FLAGS) -> int:
     """kexec_load_check and the system call itself; nothing has happened yet."""
-    if flags & ~ARCH_MASK & ~(ON_CRASH | PRESERVE_CONTEXT):
+    if flags & ~ARCH_MASK & ~known_flags:
         return errno.EINVAL
     if nr_segments > SEGMENT_MAX:
         return errno.EINVAL

@@ -1,0 +1,225 @@
+"""A fake kernel with kexec_file_load and CONFIG_CRASH_HOTPLUG, faults included.
+
+Written from ``kernel/kexec_file.c``, ``kernel/crash_core.c`` and ``arch/x86/kernel/crash.c`` as of
+Linux 6.12, and from what was measured there.
+
+* ``kexec_file_load`` frees the loaded image first and looks at the files then. ``accepts_files``
+  says what it thinks of the kernel's signature: 0 or the errno. Its images look as the kernel
+  makes them: the header in the first pages, boot_params and purgatory in the last.
+* Images of kexec_file_load, and of kexec_load with flag 0x8 (unless ``knows_flag`` is False), are
+  updated at hotplug. After a removal of memory **the removed range stays in the header**:
+  MEM_OFFLINE comes before ``release_mem_region_adjustable()``.
+* ``drop_updates(n)``: the next n updates are dropped, as happens while the kexec lock is held.
+* ``contended = True``: crash_hotplug reads 0 meanwhile.
+* ``lock_down("integrity")``: no kexec_load, and no unsigned files.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kdumphpd.machine.ranges import Range
+from tests.unit import fake_files, fake_kexec
+from tests.unit.fake_kernel import MIB, FakeKernel, SegmentLike
+from tests.unit.fake_kexec import FILE_ON_CRASH, HOTPLUG_SUPPORT, KNOWN_FLAGS, PAGE, Place
+
+_HOTPLUG = ("sys/devices/system/cpu/crash_hotplug", "sys/devices/system/memory/crash_hotplug")
+_HEADER_SIZE = "sys/kernel/crash_elfcorehdr_size"
+#: CONFIG_NR_CPUS_DEFAULT 64 (Debian has 8192, too much for a small reservation) and
+#: CONFIG_CRASH_MAX_MEMORY_RANGES, without the ELF header.
+_ELFCOREHDR_SIZE = (2 + 64 + 8192) * 56
+_NO_FILE = -1
+
+
+class CrashHotplugKernel(FakeKernel):
+    """See the module's docstring."""
+
+    known_flags = KNOWN_FLAGS | HOTPLUG_SUPPORT
+
+    def __init__(self, directory: Path, *arguments: Any, **options: Any) -> None:
+        self.updated: list[str] = []
+        self.file_calls: list[tuple[str, int]] = []
+        self.accepts_files = 0
+        self._elfcorehdr: Place | None = None  # where the kernel may write; None: it may not
+        self._all_cpus = False  # the header has a note of every possible CPU
+        self._dropped = 0
+        self._contended = False
+        super().__init__(directory, *arguments, **options)
+        self.refuse("kexec_file_load", 0)
+        self._write(_HEADER_SIZE, f"{_ELFCOREHDR_SIZE}\n")
+        self._write("proc/sys/kernel/random/boot_id", "6f6c1ab0-5f0a-4f5c-8a7e-000000000001\n")
+
+    # --- what a test can do to it ------------------------------------------------------
+
+    def forget_flag(self) -> None:
+        """Linux 6.6 to 6.9: there is crash_hotplug, but not the flag."""
+        self.known_flags = KNOWN_FLAGS
+
+    def drop_updates(self, count: int) -> None:
+        self._dropped = count
+
+    @property
+    def contended(self) -> bool:
+        return self._contended
+
+    @contended.setter
+    def contended(self, held: bool) -> None:
+        self._contended = held
+        self._show()
+
+    def lock_down(self, mode: str) -> None:
+        self._write("sys/kernel/security/lockdown", f"none [{mode}] other\n")
+        self.refuse("kexec_load", errno.EPERM)
+        self.accepts_files = errno.EPERM
+
+    # --- the kernel's own updates ------------------------------------------------------
+
+    def hot_add_memory(self, added: Range, name: str = "System RAM") -> None:
+        super().hot_add_memory(added, name)
+        self._update("memory added")
+
+    def hot_remove_memory(self, removed: Range) -> None:
+        self._update("memory removed")  # too early: it is still in iomem
+        super().hot_remove_memory(removed)
+
+    def hot_add_cpu(self, number: int, registered: bool = True) -> None:
+        super().hot_add_cpu(number, registered)
+        self._update_cpus("cpu added")
+
+    def hot_remove_cpu(self, number: int) -> None:
+        super().hot_remove_cpu(number)
+        self._update_cpus("cpu removed")
+
+    def _update_cpus(self, what: str) -> None:
+        if not self._all_cpus:
+            self._update(what)
+
+    def _update(self, what: str) -> None:
+        if self._elfcorehdr is None or not self.loaded:
+            return
+        if self._dropped:
+            self._dropped -= 1
+            return
+        content = self._kernel_header()
+        if len(content) > self._elfcorehdr.memsz:
+            return
+        self.write_memory(self._elfcorehdr.mem, content)
+        self._all_cpus = True
+        self.updated.append(what)
+
+    def _kernel_header(self) -> bytes:
+        holes = [Range(0, MIB - 1), self.reservation]
+        holes += [self.low_reservation] if self.low_reservation else []
+        ram = fake_files.without(self.ram, holes)
+        notes = [(self.crash_notes(cpu), 368) for cpu in range(self.possible)]
+        notes.append((self.vmcoreinfo, 0x1024))
+        loads = fake_files.kcore_loads(self.text, ram, self.page_offset)
+        return fake_files.elfcorehdr(notes, loads)
+
+    # --- kexec -------------------------------------------------------------------------
+
+    def _load(
+        self, entry: int, segments: Sequence[SegmentLike], places: tuple[Place, ...], flags: int
+    ) -> None:
+        try:
+            super()._load(entry, segments, places, flags)
+            # By its first bytes (crash_core.c, crash_handle_hotplug_event).
+            header = [one for one in places if self.read_memory(one.mem, 4) == b"\x7fELF"]
+            asked = bool(flags & HOTPLUG_SUPPORT) and len(header) == 1
+            self._elfcorehdr = header[0] if asked else None
+            self._all_cpus = False
+        finally:
+            self._show()
+
+    def unload(self) -> None:
+        super().unload()
+        self._elfcorehdr = None
+        self._show()
+
+    def kexec_file_load(
+        self, kernel_fd: int, initrd_fd: int, command_line: bytes, flags: int
+    ) -> int:
+        """kexec_file_load(2): microseconds, of its own making, or OSError."""
+        kind = "crash" if flags & FILE_ON_CRASH else "reboot"
+        try:
+            self._file_load(kernel_fd, initrd_fd, command_line, flags)
+        except OSError as error:
+            self.file_calls.append((kind, error.errno or 0))
+            raise
+        finally:
+            self._show()
+        self.file_calls.append((kind, 0))
+        return 2_500_000
+
+    def _file_load(self, kernel_fd: int, initrd_fd: int, command_line: bytes, flags: int) -> None:
+        self._permit("kexec_file_load", flags)
+        crash = bool(flags & FILE_ON_CRASH)
+        injected = self._failures.pop(0) if crash and self._failures else (0, True)
+        if injected[0] and injected[1]:
+            raise OSError(injected[0], os.strerror(injected[0]))
+        if crash:
+            self.unload()
+        kernel = _content(kernel_fd)
+        if self.accepts_files or kernel[0x202:0x206] != b"HdrS":
+            code = self.accepts_files or errno.ENOEXEC
+            raise OSError(code, os.strerror(code))
+        initrd = _content(initrd_fd)
+        if not crash:
+            raise AssertionError("nobody means to reboot")
+        if injected[0]:
+            raise OSError(injected[0], os.strerror(injected[0]))
+        self._place_files(kernel, initrd, command_line)
+        self._set_loaded(True)
+
+    def _place_files(self, kernel: bytes, initrd: bytes, command_line: bytes) -> None:
+        """The order of bzImage64_load: header bottom up, the rest top down."""
+        first = self.reservation.start
+        size = -(-(_ELFCOREHDR_SIZE + 64) // PAGE) * PAGE
+        self._elfcorehdr = Place("elfcorehdr", first, size, size)
+        self.write_memory(first, self._kernel_header())
+        tables = fake_kexec.page_tables(self.ram, self.gbpages)
+        pages = fake_kexec.control_pages([self._elfcorehdr], self.reservation, tables)
+        assert pages is not None
+        for page in pages:
+            self.write_memory(page, b"\xcc" * PAGE)
+        text = b"elfcorehdr=0x%x " % first + command_line + b"\0"
+        top = self.reservation.end + 1
+        digest = b"".join(hashlib.sha256(one).digest() for one in (kernel, initrd, text))
+        params = bytearray(2 * PAGE)
+        params[0x202:0x206] = b"HdrS"
+        struct.pack_into("<I", params, 0x228, top - 5 * PAGE)
+        params[PAGE : PAGE + len(text)] = text
+        places = ((digest * 8, 4 * PAGE), (bytes(params), 2 * PAGE))
+        for content, room in places:
+            top -= room
+            self.write_memory(top, content.ljust(room, b"\0"))
+        for content in (kernel, initrd):
+            top = (top - len(content)) // PAGE * PAGE
+            self.write_memory(top, content)
+        self.entry = self.reservation.end + 1 - 4 * PAGE
+        self._all_cpus = True
+
+    def foreign_load(self, style: str = "kexec_load") -> Any:
+        found = super().foreign_load(style)
+        self._elfcorehdr = None
+        if style == "kexec_file_load":
+            self._elfcorehdr = Place("elfcorehdr", found.elfcorehdr, _ELFCOREHDR_SIZE, 0)
+        self._show()
+        return found
+
+    def _show(self) -> None:
+        keeps = self._elfcorehdr is not None and self.loaded and not self._contended
+        for name in _HOTPLUG:
+            self._write(name, f"{int(keeps)}\n")
+
+
+def _content(fd: int) -> bytes:
+    if fd == _NO_FILE:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    return os.pread(fd, os.fstat(fd).st_size, 0)
