@@ -13,6 +13,7 @@ from kdumphpd.image.files import ImageFile
 from kdumphpd.image.layout import Room
 from kdumphpd.image.plan import CrashImage, ImageParts, ImagePlan, make_plan
 from kdumphpd.load.buffers import LockedBuffer
+from kdumphpd.machine import boot_params
 from kdumphpd.machine import reservation as reservations
 from kdumphpd.machine.files import Root
 from kdumphpd.machine.snapshot import MachineReader
@@ -65,7 +66,7 @@ class ImageSource:
             reservations.find(root, resources),
             room,
             resources,
-            root.read_bytes("/sys/kernel/boot_params/data"),
+            boot_params.read(root),
         )
 
     def image(self, plan: ImagePlan, nonce: bytes) -> CrashImage:
