@@ -52,6 +52,7 @@ class CrashHotplugKernel(FakeKernel):
         self._contended = False
         super().__init__(directory, *arguments, **options)
         self.refuse("kexec_file_load", 0)
+        self._show()
         self._write(_HEADER_SIZE, f"{_ELFCOREHDR_SIZE}\n")
         self._write("proc/sys/kernel/random/boot_id", "6f6c1ab0-5f0a-4f5c-8a7e-000000000001\n")
 
@@ -77,6 +78,11 @@ class CrashHotplugKernel(FakeKernel):
         self._write("sys/kernel/security/lockdown", f"none [{mode}] other\n")
         self.refuse("kexec_load", errno.EPERM)
         self.accepts_files = errno.EPERM
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it updates the loaded image."""
+        return self._elfcorehdr is not None and self.loaded
 
     # --- the kernel's own updates ------------------------------------------------------
 
@@ -214,9 +220,8 @@ class CrashHotplugKernel(FakeKernel):
         return found
 
     def _show(self) -> None:
-        keeps = self._elfcorehdr is not None and self.loaded and not self._contended
         for name in _HOTPLUG:
-            self._write(name, f"{int(keeps)}\n")
+            self._write(name, f"{int(self.keeps and not self._contended)}\n")
 
 
 def _content(fd: int) -> bytes:
