@@ -89,6 +89,13 @@ class ImageConfig(_Section):
         None, description="one line of printable characters"
     )
 
+    @model_validator(mode="after")
+    def _named_is_meant(self) -> ImageConfig:
+        named = [key for key in IMAGE_KEYS if getattr(self, key) is not None]
+        if self.source == "auto" and named:
+            raise ValueError(f'{_and(named)} count only with source = "explicit"')
+        return self
+
 
 class UpdateConfig(_Section):
     """``[update]``: how uevents turn into updates."""
@@ -194,17 +201,12 @@ def parse(text: str, path: Path) -> Config:
 
 
 def explicit_image(config: Config, path: Path) -> ExplicitImage:
-    """Give the image that the file names.
+    """Give the image that the file names with ``source = "explicit"``.
 
     Raises:
-        ConfigError: the file names no image, or not all of it.
+        ConfigError: the file does not name all of it.
     """
     image = config.image
-    if image.source != "explicit":
-        raise ConfigError(
-            f"{path} does not name the crash kernel, and this version cannot find it itself",
-            'set source = "explicit", kernel, initrd and command_line in the [image] table',
-        )
     if image.kernel is None or image.initrd is None or image.command_line is None:
         missing = [key for key in IMAGE_KEYS if getattr(image, key) is None]
         raise ConfigError(

@@ -9,6 +9,10 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from kdumphpd.adopter import Adopter
+from kdumphpd.distribution.hotplug_rules import LiveHotplugRules
+from kdumphpd.distribution.watch import FileWatch
+from kdumphpd.errors import MachineError
 from kdumphpd.events.monitor import UeventMonitor, UeventSource, kernel_monitor
 from kdumphpd.host import monotonic_usec, open_host
 from kdumphpd.load.lock import single_instance
@@ -28,14 +32,34 @@ def run_daemon(root: Root, kernel: Kernel, config: Path) -> int:
         KdumphpdError: it cannot start; what was loaded before still is.
     """
     with single_instance(root), _signals() as signals:
-        # The monitor comes first: no event falls between the first look and it.
+        # In this order nothing falls between: uevents and files are waited for before
+        # the service takes the hotplug rules over, and it looks after that.
         monitor = UeventMonitor(kernel_monitor())
-        reporter = open_reporter()
-        service = Service(lambda: open_host(root, kernel, config), reporter, monotonic_usec)
-        service.start()
-        Loop(service, monitor, signals, Notifier()).run()
-        service.stop()
+        reporter, rules = open_reporter(), LiveHotplugRules(root)
+        service = Service(
+            lambda: open_host(root, kernel, config),
+            reporter,
+            monotonic_usec,
+            Adopter(monotonic_usec, rules),
+        )
+        watch = _file_watch(service.watched)
+        try:
+            service.start()
+            Loop(service, monitor, signals, Notifier(), watch).run()
+            service.stop()
+        finally:
+            # The unit's ExecStopPost= does the same, however this process ends.
+            rules.give_back()
     return 0
+
+
+def _file_watch(paths: frozenset[Path]) -> FileWatch:
+    try:
+        return FileWatch(paths)
+    except OSError as error:
+        raise MachineError(
+            f"inotify: {error.strerror}", "raise the sysctl fs.inotify.max_user_instances"
+        ) from error
 
 
 class Loop:
@@ -46,6 +70,7 @@ class Loop:
         monitor: the uevents.
         signals: a socket with a byte for each signal that arrived.
         notifier: tells the service manager.
+        watch: the files that say when the host's kdump has acted.
     """
 
     def __init__(
@@ -54,11 +79,14 @@ class Loop:
         monitor: UeventSource,
         signals: socket.socket,
         notifier: Notifier,
+        watch: FileWatch,
     ) -> None:
         self._service = service
         self._monitor = monitor
         self._signals = signals
         self._notifier = notifier
+        self._watch = watch
+        self._watched: frozenset[Path] = frozenset()
         self._stopping = False
 
     def run(self) -> None:
@@ -67,8 +95,10 @@ class Loop:
         with selectors.DefaultSelector() as selector:
             selector.register(self._monitor, selectors.EVENT_READ, self._uevents)
             selector.register(self._signals, selectors.EVENT_READ, self._take_signals)
+            selector.register(self._watch, selectors.EVENT_READ, self._files)
             while not self._stopping:
                 self._notifier.status(self._service.status)
+                self._watch_what_counts()
                 for key, _ in selector.select(self._patience()):
                     key.data()
                 if not self._stopping:
@@ -83,6 +113,14 @@ class Loop:
 
     def _uevents(self) -> None:
         self._service.uevents(self._monitor.drain())
+
+    def _files(self) -> None:
+        self._service.files_changed(self._watch.drain())
+
+    def _watch_what_counts(self) -> None:
+        if self._watched != self._service.watched:
+            self._watched = self._service.watched
+            self._watch.watch(self._watched)
 
     def _take_signals(self) -> None:
         for number in self._signals.recv(64):

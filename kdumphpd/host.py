@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdumphpd.config import DEFAULT_PATH, Config, explicit_image, load_config
+from kdumphpd.distribution import auto, lock
+from kdumphpd.distribution.adoption import Owner
+from kdumphpd.distribution.auto import Kdump
+from kdumphpd.errors import ConfigError
 from kdumphpd.image.source import ImageSource, ImageSpec
 from kdumphpd.load.command import CommandLoader, command_of
 from kdumphpd.load.file import FileLoader
@@ -21,7 +26,12 @@ from kdumphpd.machine.snapshot import MachineReader
 
 @dataclass(frozen=True)
 class Host:
-    """One host, live or recorded, with the image that its configuration asks for."""
+    """One host, live or recorded, with the image that its configuration asks for.
+
+    Attributes:
+        owner: who says what is loaded: our configuration, or the host's kdump.
+        kdump: the distribution's kdump, whoever says it; None if there is none.
+    """
 
     root: Root
     config: Config
@@ -29,6 +39,29 @@ class Host:
     source: ImageSource
     loader: Loader
     keeper: Keeper
+    owner: Owner
+    kdump: Kdump | None
+    kernel: Kernel
+    clock: Callable[[], int]
+
+    @contextlib.contextmanager
+    def locked(self, limit_seconds: float = lock.LIMIT_SECONDS) -> Iterator[None]:
+        """Keep kdump from loading meanwhile; errors as `kdumphpd.distribution.lock.hold`."""
+        with lock.hold(self.kdump.lock if self.kdump else None, self.root, limit_seconds):
+            yield
+
+    def asked_again(self) -> Host:
+        """The same host, which asks anew what to load and opens the files anew.
+
+        What this one has open stays as it is.
+        """
+        if self.owner is Owner.CONFIGURATION:
+            source = ImageSource(self.source.spec)
+        else:
+            source = _ask(self.root, self.kdump)
+        rungs = _rungs(self.root, self.config, self.kernel, self.reader, source, self.clock)
+        keeper = Keeper(self.root, self.reader, rungs)
+        return replace(self, source=source, loader=rungs.loader, keeper=keeper)
 
 
 def config_path(root: Root, path: Path) -> Path:
@@ -61,23 +94,59 @@ def open_host(
         ConfigError: the configuration cannot be used.
     """
     config = read_config(root, path)
-    origin = config_path(root, path)
+    if config.image.source == "auto":
+        owner, kdump = Owner.KDUMP, auto.find(root)
+        source = _ask(root, kdump)
+    else:
+        owner, kdump = Owner.CONFIGURATION, _find(root)
+        source = _explicit(root, config, config_path(root, path))
+    reader = MachineReader(root)
+    rungs = _rungs(root, config, kernel, reader, source, clock)
+    keeper = Keeper(root, reader, rungs)
+    return Host(root, config, reader, source, rungs.loader, keeper, owner, kdump, kernel, clock)
+
+
+def _explicit(root: Root, config: Config, origin: Path) -> ImageSource:
     image = explicit_image(config, origin)
-    spec = ImageSpec(
-        root.path(str(image.kernel)),
-        root.path(str(image.initrd)),
-        image.command_line,
-        origin=str(origin),
+    return ImageSource(
+        ImageSpec(
+            root.path(str(image.kernel)),
+            root.path(str(image.initrd)),
+            image.command_line,
+            origin=str(origin),
+        )
     )
-    reader, source = MachineReader(root), ImageSource(spec)
-    loader = Loader(root, kernel, reader, source, clock)
+
+
+def _ask(root: Root, kdump: Kdump | None) -> ImageSource:
+    if kdump is None:
+        # There is nobody to ask, now or later.
+        return ImageSource(auto.ask(root, kdump))
+    return ImageSource(lambda: auto.ask(root, kdump))
+
+
+def _find(root: Root) -> Kdump | None:
+    """The kdump whose lock to take; with a configuration of our own it need not be usable."""
+    try:
+        return auto.find(root)
+    except ConfigError:
+        return None
+
+
+def _rungs(
+    root: Root,
+    config: Config,
+    kernel: Kernel,
+    reader: MachineReader,
+    source: ImageSource,
+    clock: Callable[[], int],
+) -> Rungs:
     command = command_of(root, config.update.command)
-    rungs = Rungs(
+    return Rungs(
         root,
         kernel,
         source,
-        loader,
+        Loader(root, kernel, reader, source, clock),
         FileLoader(root, kernel, reader, source, clock),
         CommandLoader(root, reader, command, clock) if command else None,
     )
-    return Host(root, config, reader, source, loader, Keeper(root, reader, rungs))

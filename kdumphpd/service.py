@@ -6,24 +6,32 @@ does is recorded; what it cannot mend it tries again at growing gaps.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 from collections.abc import Callable
-from dataclasses import replace
+from pathlib import Path
 
-from kdumphpd.audit.audit import Audit, audit
+from kdumphpd.adopter import LOCK_SECONDS, Adopter, Sight, watched
+from kdumphpd.audit.audit import audit
 from kdumphpd.audit.compare import Verdict
-from kdumphpd.errors import KdumphpdError
+from kdumphpd.distribution.adoption import Owner
+from kdumphpd.distribution.watch import Changed
+from kdumphpd.errors import BusyError, KdumphpdError
 from kdumphpd.events.burst import Action, Burst, Outcome, Pace
 from kdumphpd.events.monitor import Drained
 from kdumphpd.host import Host
-from kdumphpd.load.choice import Choice, News
 from kdumphpd.load.keeper import Look, Mended, State
 from kdumphpd.machine import reservation as reservations
-from kdumphpd.machine.ranges import total
-from kdumphpd.report.fields import Details, duration_text
-from kdumphpd.report.journal import OnceUntilChanged, Reporter
+from kdumphpd.report.account import Account
+from kdumphpd.report.fields import Details
+from kdumphpd.report.journal import Reporter
 from kdumphpd.report.records import Kind, Priority
-from kdumphpd.report.text import machine_summary
+from kdumphpd.report.summary import (
+    complete,
+    counted,
+    look_details,
+    verdict_text,
+)
 
 _RELOAD = "systemctl reload kdumphpd loads it again"
 
@@ -45,63 +53,79 @@ class Service:
         open_host: reads the configuration and puts the host together.
         reporter: takes the records.
         clock: microseconds of CLOCK_MONOTONIC.
+        adopter: looks at whose image is loaded.
     """
 
     def __init__(
-        self, open_host: Callable[[], Host], reporter: Reporter, clock: Callable[[], int]
+        self,
+        open_host: Callable[[], Host],
+        reporter: Reporter,
+        clock: Callable[[], int],
+        adopter: Adopter,
     ) -> None:
         self._open_host = open_host
-        self._reporter = reporter
         self._clock = clock
+        self._adopter = adopter
         self._host = open_host()
+        self._watched = watched(self._host)
         self._burst = Burst.begin(Pace.of(self._host.config), clock())
-        self._trouble = OnceUntilChanged()
-        self._audited = OnceUntilChanged()
-        self._generation = 0
+        self._say = Account(reporter, lambda: self._burst.uevents)
         self._due = Due.NOTHING
         self._ours = False  # the last look found our image
-        self._choice = Choice()
         self._blind = False  # the last look found nothing that can be read
-        self._status = "starting"
 
     @property
     def deadline(self) -> int:
         """When `turn` has something to do if nothing comes in, in the clock's microseconds."""
-        return self._burst.deadline
+        look_at, deadline = self._adopter.look_at, self._burst.deadline
+        return deadline if look_at is None else min(look_at, deadline)
+
+    @property
+    def watched(self) -> frozenset[Path]:
+        """The files whose change `files_changed` wants to know."""
+        return self._watched
 
     @property
     def status(self) -> str:
         """One line for the service manager."""
-        return self._status
+        return self._say.status
 
     def start(self) -> None:
-        """Adopt the loaded image if it is the configured one, else load that.
+        """Adopt the loaded image if it is the one that is wanted, else load that.
 
         Raises:
             KdumphpdError: neither could be done; what was loaded before still is,
                 or a CRIT record says that nothing is.
         """
         try:
-            look = self._host.keeper.look()
+            self._host.keeper.look()
         except KdumphpdError as error:
             self._start_blind(error)
             return
-        if look.ours and self._host.keeper.matches(look):
-            self._record(Kind.ADOPTED, "the loaded image is the configured one", _details(look))
-            if look.state is State.CURRENT or self._mend(look, Kind.REPAIRED):
-                self._status = _complete(look)
-            self._record(Kind.STARTED, f"watching; {self._status}", _details(look))
-        else:
-            if look.state is State.FOREIGN:
-                self._record(
-                    Kind.FOREIGN,
-                    "another program's image is loaded; loading the configured one instead",
-                    _details(look),
-                )
-            mended = self._host.keeper.load(look.machine)
-            if not self._report_load(Kind.STARTED, "watching; image loaded", look, mended):
+        with self._adopter.sight(self._host) as sight:
+            look = sight.look
+            if sight.keep:
+                text = "the loaded image is the configured one"
+                self._say.record(Kind.ADOPTED, text, look_details(look))
+                if look.state is State.CURRENT or (
+                    not sight.busy and self._mend(look, Kind.REPAIRED)
+                ):
+                    self._say.status = complete(look)
+            mended = self._follow(sight, Kind.STARTED, "watching; image loaded")
+            if mended is not None and mended.loaded is None and self._is_in_vain(mended):
                 raise mended.error()
+            if mended is None or mended.loaded is None:
+                self._say.record(Kind.STARTED, f"watching; {self._say.status}", look_details(look))
         self._hint()
+
+    def _is_in_vain(self, mended: Mended) -> bool:
+        """Whether a first load that failed is no better the next time.
+
+        Where kdump's own image is still loaded, its hotplug rule does more for that than we.
+        """
+        return self._host.owner is Owner.CONFIGURATION or (
+            mended.armed and not (mended.busy or mended.overtaken)
+        )
 
     def _start_blind(self, error: KdumphpdError) -> None:
         """Go on where the kernel keeps an image that nobody may read; else raise ``error``."""
@@ -112,10 +136,10 @@ class Service:
             kept = False
         if not kept:
             raise error
-        self._complain(f"cannot look: {error}", Verdict.UNKNOWN)
+        self._say.complain(f"cannot look: {error}", Verdict.UNKNOWN)
         details = Details(armed=True, backend="kernel", verdict=Verdict.UNKNOWN.value)
         text = "watching; the kernel updates the loaded image, what it leaves cannot be seen"
-        self._record(Kind.STARTED, text, details)
+        self._say.record(Kind.STARTED, text, details)
         self._hint()
 
     def reload(self) -> None:
@@ -124,30 +148,35 @@ class Service:
         A configuration that cannot be used is recorded, and the old one stays.
         """
         host = None
-        try:
-            host = self._open_host()
-            look = host.keeper.look()
-            current = host.keeper.matches(look)
-        except KdumphpdError as error:
-            if host is not None:
-                host.source.close()
-            text = f"the old configuration stays: {error}"
-            self._record(Kind.STATUS, text, Details(), Priority.ERR)
-            return
-        self._host.source.close()
-        self._host = host
-        self._burst = self._burst.paced(Pace.of(host.config), self._clock())
-        self._trouble = OnceUntilChanged()
-        wanted = Due.REARM if look.state is State.UNLOADED else Due.RELOAD
-        self._due = Due.NOTHING if current else wanted
-        if current:
-            self._record(
-                Kind.ADOPTED, "configuration read again, the image is the same", _details(look)
-            )
-        else:
-            mended = host.keeper.load(look.machine)
-            self._report_load(Kind.UPDATED, "configuration read again, image loaded", look, mended)
+        with contextlib.ExitStack() as stack:
+            try:
+                host = self._open_host()
+                sight = stack.enter_context(self._adopter.sight(host, fresh=True))
+            except KdumphpdError as error:
+                if host is not None:
+                    host.source.close()
+                text = f"the old configuration stays: {error}"
+                self._say.record(Kind.STATUS, text, Details(), Priority.ERR)
+                return
+            self._host.source.close()
+            self._host = host
+            self._reloaded(sight)
         self._hint()
+
+    def _reloaded(self, sight: Sight) -> None:
+        self._burst = self._burst.paced(Pace.of(sight.host.config), self._clock())
+        self._say.begin_anew()
+        self._due = Due.NOTHING
+        if sight.adopt and sight.host.owner is Owner.CONFIGURATION:
+            self._due = Due.REARM if sight.look.state is State.UNLOADED else Due.RELOAD
+        if sight.keep:
+            text = "configuration read again, the image is the same"
+            self._say.record(Kind.ADOPTED, text, look_details(sight.look))
+        self._follow(sight, Kind.UPDATED, "configuration read again, image loaded")
+
+    def files_changed(self, changed: Changed) -> None:
+        """Note that some of `watched` changed."""
+        self._adopter.changed(self._host, changed)
 
     def uevents(self, drained: Drained) -> None:
         """Note uevents that came in."""
@@ -159,6 +188,8 @@ class Service:
 
     def turn(self) -> None:
         """Do what is due, if anything is."""
+        if self._adopter.due():
+            self._adopt()
         action = self._burst.due(self._clock())
         if action is Action.CHECK:
             self._check()
@@ -168,12 +199,12 @@ class Service:
     def report_status(self) -> None:
         """Audit now and record the result (SIGUSR1)."""
         found = audit(self._host.root, self._host.reader)
-        self._record_audit(Kind.STATUS, _verdict_text(found), found)
+        self._say.audited(Kind.STATUS, verdict_text(found), found, blind=self._blind)
 
     def stop(self) -> None:
         """Say that nobody keeps the image from here on."""
         text = "stopped; what is loaded stays, nothing keeps it current"
-        self._record(Kind.STOPPED, text, Details())
+        self._say.record(Kind.STOPPED, text, Details())
         self._host.source.close()
 
     def _check(self) -> None:
@@ -183,11 +214,11 @@ class Service:
             look = self._host.keeper.look()
         except KdumphpdError as error:
             outcome, self._blind = Outcome.FAILED, True
-            self._complain(f"cannot look: {error}", Verdict.UNKNOWN)
+            self._say.complain(f"cannot look: {error}", Verdict.UNKNOWN)
         else:
             fingerprint = (look.machine, look.state)
             self._ours = look.ours
-            self._note_choice(self._choice.looked(look), look)
+            self._say.note_choice(self._say.choice.looked(look), look)
             outcome = self._answer(look)
         self._burst = self._burst.checked(self._clock(), fingerprint, outcome)
         if not self._burst.active:
@@ -196,77 +227,125 @@ class Service:
     def _answer(self, look: Look) -> Outcome:
         unloaded = look.state is State.UNLOADED
         if look.state is State.FOREIGN or (unloaded and self._due is not Due.REARM):
-            self._stay_out(look)
+            if self._host.owner is Owner.KDUMP:
+                self._adopter.noticed(look)
+            else:
+                self._stay_out(look)
             return Outcome.CURRENT
         if look.state is State.CURRENT and self._due in (Due.NOTHING, Due.HEADER):
             self._due = Due.NOTHING
-            self._trouble.over()
-            self._status = _complete(look)
+            self._say.current(look)
             return Outcome.CURRENT
-        if self._due is Due.NOTHING and self._choice.leaves(look, self._clock(), self._patience):
-            self._status = "stale: the kernel, which updates this header, gets time to do so"
+        if self._due is Due.NOTHING and self._say.choice.leaves(
+            look, self._clock(), self._patience
+        ):
+            self._say.status = "stale: the kernel, which updates this header, gets time to do so"
             return Outcome.HELD
         # Where nothing is loaded, or nothing that would start, there is no protection to lose.
         armed = not unloaded and self._due is not Due.IMAGE
         if armed and not self._burst.may_update(self._clock()):
-            self._status = f"{look.state.value}: an update waits, the last one was just now"
+            self._say.status = f"{look.state.value}: an update waits, the last one was just now"
             return Outcome.HELD
-        return Outcome.UPDATED if self._act(look) else Outcome.FAILED
+        return self._load_due(look)
+
+    def _load_due(self, look: Look) -> Outcome:
+        """Load what is due, unless kdump is at work."""
+        try:
+            with self._host.locked(LOCK_SECONDS):
+                return Outcome.UPDATED if self._act(look) else Outcome.FAILED
+        except BusyError as error:
+            self._say.status = f"{look.state.value}: an update waits, {error}"
+            return Outcome.HELD
+        except KdumphpdError as error:
+            unloaded = look.state is State.UNLOADED
+            self._say.complain(str(error), Verdict.UNLOADED if unloaded else Verdict.STALE)
+            return Outcome.FAILED
+
+    def _adopt(self) -> None:
+        """See what the host's kdump did, and follow it."""
+        host = self._host.asked_again()
+        taken = False
+        try:
+            with self._adopter.sight(host, lost_by_us=self._due is Due.REARM) as sight:
+                armed = sight.look.state is not State.UNLOADED
+                if sight.adopt and armed and not self._burst.may_update(self._clock()):
+                    self._adopter.postponed(self._burst.rest_until)
+                    self._say.status = "kdump's image stays for now, the last load was just now"
+                else:
+                    mended = self._follow(sight, Kind.ADOPTED, sight.verdict.reason.value)
+                    taken = bool(mended and mended.loaded) or (sight.keep and not sight.problem)
+        except KdumphpdError as error:
+            self._adopter.failed()
+            self._say.complain(f"cannot look: {error}", Verdict.UNKNOWN)
+        (self._host if taken else host).source.close()
+        if taken:
+            self._host = host
+            self._hint()
+
+    def _follow(self, sight: Sight, kind: Kind, what: str) -> Mended | None:
+        """Do what a look asks for; what came of the load if it asks for one."""
+        for text in self._adopter.news(sight):
+            self._say.record(Kind.STATUS, text, Details(), Priority.WARNING)
+        self._watched = watched(sight.host)
+        mended = None
+        if sight.adopt:
+            mended = self._load_wanted(sight, kind, what)
+            if mended.loaded is None and sight.host.owner is Owner.KDUMP:
+                self._adopter.failed(sight)
+                return mended
+        elif sight.wait:
+            self._say.status = f"kdump is at work: {sight.busy}"
+        elif not sight.keep:
+            self._stay_out(sight.look, sight)
+        self._adopter.done(sight)
+        return mended
+
+    def _load_wanted(self, sight: Sight, kind: Kind, what: str) -> Mended:
+        look = sight.look
+        if look.state is State.FOREIGN and sight.host.owner is Owner.CONFIGURATION:
+            text = "another program's image is loaded; loading the configured one instead"
+            self._say.record(Kind.FOREIGN, text, look_details(look))
+        mended = sight.host.keeper.load(look.machine)
+        self._report_load(kind, what, look, mended)
+        return mended
 
     def _act(self, look: Look) -> bool:
         """Load what is due; whether it succeeded."""
         if look.state is State.STALE and self._due is not Due.IMAGE:
             return self._mend(look, Kind.REPAIRED if self._due is Due.HEADER else Kind.UPDATED)
         what = {Due.IMAGE: "the image was damaged", Due.RELOAD: "the configured image is loaded"}
+        if self._host.keeper.look().state is not look.state:
+            self._say.status = "trying again: another program loaded or unloaded an image meanwhile"
+            return False
         mended = self._host.keeper.load(look.machine)
         return self._report_load(Kind.REPAIRED, what.get(self._due, "armed again"), look, mended)
 
-    def _stay_out(self, look: Look) -> None:
+    def _stay_out(self, look: Look, sight: Sight | None = None) -> None:
         """What is loaded, or not, is somebody's decision: respect it, and say so once."""
         self._due = Due.NOTHING
         if look.state is State.FOREIGN:
             kind, text = Kind.FOREIGN, "another program loaded its own image, leaving it alone"
         else:
             kind, text = Kind.DISARMED, "another program unloaded the crash image"
-        self._status = text
-        if self._trouble.is_new(kind):
-            self._record(kind, f"{text}; {_RELOAD}", _details(look), Priority.WARNING)
+        text = sight.why if sight else f"{text}; {_RELOAD}"
+        self._say.stays_out(kind, text, look)
 
     def _mend(self, look: Look, kind: Kind) -> bool:
         change = str(look.change) if look.change else "the loaded header cannot be read"
         return self._report_load(kind, change, look, self._host.keeper.mend(look))
 
     def _report_load(self, kind: Kind, what: str, look: Look, mended: Mended) -> bool:
-        """Record a load and what failed before it; whether it succeeded."""
-        now = self._clock()
+        """Note and record what came of a load; whether it succeeded."""
         loaded = mended.loaded
         if loaded is None:
             self._report_failure(look, mended)
             return False
         if loaded.backend != "delta" or self._due is not Due.RELOAD:
             self._due = Due.NOTHING
-        details = replace(_details(look), armed=True, backend=loaded.backend)
-        if mended.failures:
-            self._record(Kind.FALLBACK, "; ".join(mended.failures), details)
-        self._note_choice(self._choice.loaded(mended), look)
-        self._trouble.over()
-        self._generation += 1
         # Where nothing was loaded, the call took no protection away.
         cost = loaded.unarmed_usec if look.state is not State.UNLOADED else 0
-        self._burst = self._burst.updated(now, cost)
-        began = self._burst.run_start
-        unarmed = duration_text(loaded.unarmed_usec)
-        self._record(
-            kind,
-            f"{what}; {loaded.backend} load, not armed for {unarmed}",
-            replace(
-                details,
-                unarmed_usec=loaded.unarmed_usec,
-                latency_usec=None if began is None else max(0, loaded.live_at - began),
-                verdict=None if loaded.problem else Verdict.COMPLETE.value,
-            ),
-        )
-        self._status = loaded.problem or _complete(look)
+        self._burst = self._burst.updated(self._clock(), cost)
+        self._say.loaded(kind, what, look, mended, self._burst.run_start)
         return True
 
     def _report_failure(self, look: Look, mended: Mended) -> None:
@@ -274,47 +353,34 @@ class Service:
         unloaded = not (mended.armed or mended.dropped or look.state is State.UNLOADED)
         if mended.busy or mended.overtaken or unloaded:
             # Another program is at work: the next look sees what it has done.
-            self._status = f"trying again: {problem}"
+            self._say.status = f"trying again: {problem}"
         elif not mended.armed:
             self._due = Due.REARM
-            self._complain(problem, Verdict.UNLOADED)
+            self._say.complain(problem, Verdict.UNLOADED)
         elif self._due is Due.IMAGE:
-            self._complain(problem, Verdict.DAMAGED)
+            self._say.complain(problem, Verdict.DAMAGED)
         else:
             current = look.state is State.CURRENT
-            self._complain(problem, Verdict.COMPLETE if current else Verdict.STALE)
-
-    def _complain(self, problem: str, verdict: Verdict) -> None:
-        """Record what could not be mended: once, until something else is the matter."""
-        unloaded, unknown = verdict is Verdict.UNLOADED, verdict is Verdict.UNKNOWN
-        self._status = f"{verdict.value}: {problem}"
-        if not self._trouble.is_new((verdict, problem)):
-            return
-        self._record(
-            Kind.DISARMED if unloaded else Kind.FALLBACK,
-            f"{'NO CRASH KERNEL IS LOADED: ' if unloaded else ''}{problem}; trying again",
-            Details(armed=None if unknown else not unloaded, verdict=verdict.value),
-            Priority.ERR if unknown else Priority.CRIT,
-        )
+            self._say.complain(problem, Verdict.COMPLETE if current else Verdict.STALE)
 
     def _close_burst(self, outcome: Outcome) -> None:
         burst = self._burst
         if self._blind:
             return  # that is said already
-        uevents = _counted(burst.uevents, "uevent")
-        idle = not burst.updates and not self._choice.managed
+        uevents = counted(burst.uevents, "uevent")
+        idle = not burst.updates and not self._say.choice.managed
         if burst.uevents and idle and self._ours and outcome is Outcome.CURRENT:
             text = f"{uevents} changed nothing that a vmcore needs"
-            self._record(Kind.UNCHANGED, text, Details(armed=True))
+            self._say.record(Kind.UNCHANGED, text, Details(armed=True))
         elif burst.updates or burst.uevents:
             # Our loads were verified by their digest already; this is about the machine.
             found = audit(self._host.root, self._host.reader, verify=False)
-            text = f"{_counted(burst.updates, 'update')} for {uevents}; {_verdict_text(found)}"
-            self._record_audit(Kind.AUDITED, text, found)
+            text = f"{counted(burst.updates, 'update')} for {uevents}; {verdict_text(found)}"
+            self._say.audited(Kind.AUDITED, text, found, blind=self._blind)
 
     def _audit(self) -> None:
         found = audit(self._host.root, self._host.reader)
-        self._record_audit(Kind.AUDITED, _verdict_text(found), found)
+        self._say.audited(Kind.AUDITED, verdict_text(found), found, blind=self._blind)
         if found.managed_by == "kdumphpd" and found.verdict is Verdict.DAMAGED:
             self._due = Due.IMAGE
         elif found.managed_by == "kdumphpd" and found.verdict is Verdict.STALE:
@@ -328,61 +394,7 @@ class Service:
         """Look once more soon: something may have changed since the look that was acted on."""
         self._burst = self._burst.audited(self._clock(), stale=True)
 
-    def _record_audit(self, kind: Kind, text: str, found: Audit) -> None:
-        self._status = _verdict_text(found)
-        header = found.header
-        details = Details(armed=found.loaded, verdict=found.verdict.value)
-        if header is not None:
-            details = replace(
-                details,
-                cpus=len(header.cpus),
-                memory_bytes=total(header.memory),
-                ranges=len(header.memory),
-            )
-        known = self._blind and found.verdict is Verdict.UNKNOWN
-        if kind is Kind.AUDITED and (known or not self._audited.is_new(text)):
-            return
-        priority = None if found.verdict is Verdict.COMPLETE else Priority.WARNING
-        self._record(kind, text, details, priority)
-
     @property
     def _patience(self) -> int:
         """Microseconds that the kernel gets for a header that it updates itself."""
         return self._burst.pace.interval_usec
-
-    def _note_choice(self, news: News | None, look: Look) -> None:
-        """Record which way of loading is taken and why, when that is news."""
-        if news is not None:
-            priority = Priority.INFO if news.backend in (None, "kernel", "full", "delta") else None
-            details = replace(_details(look), backend=news.backend)
-            self._record(Kind.FALLBACK, news.text, details, priority)
-
-    def _record(
-        self, kind: Kind, text: str, details: Details, priority: Priority | None = None
-    ) -> None:
-        details = replace(details, generation=self._generation, uevents=self._burst.uevents)
-        self._reporter.record(kind, text, priority=priority, **vars(details))
-
-
-def _details(look: Look) -> Details:
-    """What every record about a look says."""
-    machine = look.machine
-    return Details(
-        armed=look.state is not State.UNLOADED,
-        cpus=len(machine.cpus),
-        memory_bytes=total(machine.ram),
-        ranges=len(machine.ram),
-        change=str(look.change) if look.change and not look.change.empty else None,
-    )
-
-
-def _complete(look: Look) -> str:
-    return f"complete: {machine_summary(look.machine)}"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _verdict_text(found: Audit) -> str:
-    return "; ".join((found.verdict.value, *found.reasons))

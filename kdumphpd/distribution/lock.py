@@ -8,6 +8,7 @@ other way round.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import time
@@ -48,6 +49,9 @@ def hold(
         yield
         return
     fd = _open(path)
+    if fd is None:
+        yield
+        return
     try:
         _take(fd, path, root, limit_seconds, clock, sleep)
         yield
@@ -66,12 +70,16 @@ def is_held(path: Path | None, root: Root) -> bool:
         return False
 
 
-def _open(path: Path) -> int:
+def _open(path: Path) -> int | None:
+    """Open the lock; None if it is not there and cannot be made: nobody holds it then."""
     # For reading: whoever watches the file for a kdumpctl that ends, and closes
     # it after writing (us among them), is not woken by us.
     try:
         return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     except OSError as error:
+        # No directory, or one that is read-only for us: kdump has never run here.
+        if error.errno in (errno.ENOENT, errno.EROFS):
+            return None
         raise PermissionMissingError(
             f"kdump's lock {path}: {error.strerror}",
             "kdumphpd must be able to open it, and to make it in that directory",

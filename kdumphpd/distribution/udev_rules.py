@@ -23,7 +23,7 @@ from kdumphpd.errors import KdumphpdError
 from kdumphpd.machine.files import Root
 
 RUN_DIRECTORY = "/run/udev/rules.d"
-_ADMIN_DIRECTORY = "/etc/udev/rules.d"
+ADMIN_DIRECTORY = "/etc/udev/rules.d"
 _VENDOR_DIRECTORIES = ("/usr/lib/udev/rules.d", "/lib/udev/rules.d")
 
 #: kdump-utils and RHEL's kexec-tools; Debian's kdump-tools; SUSE's kdump, which puts
@@ -95,7 +95,7 @@ def shadow(root: Root, text: str, reload_rules: Callable[[], str]) -> Shadowed:
     return Shadowed(
         rules=tuple(rules),
         fresh=tuple(fresh),
-        overridden=tuple(one for one in rules if root.exists(f"{_ADMIN_DIRECTORY}/{one}")),
+        overridden=tuple(one for one in rules if root.exists(f"{ADMIN_DIRECTORY}/{one}")),
         problem=reload_rules() if fresh else "",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,15 +44,32 @@ class ImageSpec:
 class ImageSource:
     """The files of one `ImageSpec`, opened at the first use and kept open.
 
+    Args:
+        spec: what to load, or whom to ask for it at the first use. A delta load needs
+            none, so a host whose kdump cannot say goes on with these.
+
     Raises from every method:
         InputError: a file is missing or cannot be read.
         ImageError: a file or the command line cannot be used.
+        KdumphpdError: whoever was asked could not say; the next use asks again.
     """
 
-    def __init__(self, spec: ImageSpec) -> None:
-        self.spec = spec
+    def __init__(self, spec: ImageSpec | Callable[[], ImageSpec]) -> None:
+        self._said = spec
         self._kernel: ImageFile | None = None
         self._initrd: ImageFile | None = None
+
+    @property
+    def spec(self) -> ImageSpec:
+        """What to load, and who said so."""
+        if not isinstance(self._said, ImageSpec):
+            self._said = self._said()
+        return self._said
+
+    @property
+    def known(self) -> ImageSpec | None:
+        """`spec`, without asking for it."""
+        return self._said if isinstance(self._said, ImageSpec) else None
 
     def plan(self, root: Root, reader: MachineReader, room: Room) -> ImagePlan:
         """Plan the image for the host under ``root``; reads no more than headers and sizes."""

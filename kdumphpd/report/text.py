@@ -98,7 +98,7 @@ def plan(planned: ImagePlan, machine: Machine, spec: ImageSpec) -> str:
         _line("kernel", str(spec.kernel)),
         _line("initrd", str(spec.initrd)),
         _line("command line", planned.command_line),
-        _line("named by", spec.origin),
+        *_origins(spec),
         _line("describes", machine_summary(machine)),
         _line("reservation", f"{layout.reservation} {size_text(layout.reservation.size)}"),
         _line("entry", f"{planned.entry:#x} (purgatory)"),
@@ -125,6 +125,14 @@ def plan(planned: ImagePlan, machine: Machine, spec: ImageSpec) -> str:
     return "\n".join(lines)
 
 
+def _origins(spec: ImageSpec) -> list[str]:
+    lines = [_line("named by", spec.origin)]
+    lines += [_line("", f"{name.replace('_', ' ')}: {origin}") for name, origin in spec.origins]
+    if spec.needs_file_load:
+        lines.append(_line("not by these", f"segments: {spec.needs_file_load}"))
+    return lines
+
+
 def plan_json(planned: ImagePlan, machine: Machine, spec: ImageSpec) -> dict[str, Any]:
     """A plan for programs; addresses and sizes in bytes, ends included."""
     layout, room = planned.layout, planned.room
@@ -134,6 +142,8 @@ def plan_json(planned: ImagePlan, machine: Machine, spec: ImageSpec) -> dict[str
         "initrd": str(spec.initrd),
         "command_line": planned.command_line,
         "origin": spec.origin,
+        "origins": dict(spec.origins),
+        "needs_file_load": spec.needs_file_load or None,
         "reservation": [layout.reservation.start, layout.reservation.end],
         "entry": planned.entry,
         "segments": [

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 import structlog
 
+from kdumphpd.adopter import Adopter
 from kdumphpd.audit.audit import Audit, audit
 from kdumphpd.events.monitor import Drained, Uevent
 from kdumphpd.host import Host, open_host
@@ -94,6 +95,25 @@ class Records(list[Entry]):
         return [one for one in self if one.kind in kinds]
 
 
+class Rules:
+    """Stands in for udev: whether the hotplug rules are ours now, and every call."""
+
+    def __init__(self) -> None:
+        self.ours = False
+        self.problem = ""
+        self.calls: list[str] = []
+
+    def take_over(self) -> str:
+        self.calls.append("take over")
+        self.ours = not self.problem
+        return self.problem
+
+    def give_back(self) -> str:
+        self.calls.append("give back")
+        self.ours = False
+        return ""
+
+
 class FakeHost:
     """See the module's docstring."""
 
@@ -112,6 +132,9 @@ class FakeHost:
         self.root = self.kernel.root
         self.clock = Clock()
         self.records = Records()
+        self.rules = Rules()
+        self.running: bool | None = None
+        self.asked_units: list[str] = []
         self.write(KERNEL, bzimage())
         self.write(INITRD, bytes(range(251)) * 800)
         self.configure()
@@ -140,7 +163,13 @@ class FakeHost:
         return open_host(self.root, self.kernel, CONFIG, self.clock)
 
     def service(self) -> Service:
-        return Service(self.open, Reporter(self.records), self.clock)
+        adopter = Adopter(self.clock, self.rules, self.unit_is_running)
+        return Service(self.open, Reporter(self.records), self.clock, adopter)
+
+    def unit_is_running(self, unit: str) -> bool | None:
+        """Stands in for systemctl; ``running`` is what it says of kdump's service."""
+        self.asked_units.append(unit)
+        return self.running
 
     def settle(self, service: Service, patience: float = 600) -> None:
         """Let the service do what is due, until the next thing is ``patience`` seconds away."""

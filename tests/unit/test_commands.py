@@ -245,7 +245,7 @@ def test_no_cap_sys_boot(armed: FakeHost, capsys: pytest.CaptureFixture[str], co
         ("[update]\nsettle_seconds = true\n", ("update.settle_seconds is true", "a number")),
         ("image = 3\n", ("image is 3", "a table")),
         ("[image\n", ("not TOML", "line")),
-        ("", ("does not name the crash kernel", "[image]")),
+        ('[image]\nkernel = "/k"\n', ("kernel count", 'source = "explicit"')),
         ('[image]\nsource = "explicit"\nkernel = "/k"\n', ("initrd and command_line", "add")),
     ],
 )
@@ -259,6 +259,15 @@ def test_a_configuration_that_cannot_be_used(
 ) -> None:
     armed.write(str(CONFIG), text)
     bad(armed, capsys, command, 78, str(armed.root.path(str(CONFIG))), *words)
+    armed.assert_complete()
+
+
+@pytest.mark.parametrize("command", ["load", "update", "plan", "run"])
+def test_a_host_whose_kdump_cannot_be_asked(
+    armed: FakeHost, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    armed.write(str(CONFIG), "")
+    bad(armed, capsys, command, 78, "none that kdumphpd can ask", "kdump-lib.sh", "[image]")
     armed.assert_complete()
 
 

@@ -119,9 +119,10 @@ def test_syntax_errors_give_the_line(text: str, wanted: str) -> None:
     assert wanted in error_of(text)
 
 
-def test_image_that_is_not_named() -> None:
-    with pytest.raises(ConfigError, match=r'kdumphpd.toml does not name .*; set source = "explici'):
-        explicit_image(Config(), PATH)
+@pytest.mark.parametrize("source", ["", "source = 'auto'\n"])
+def test_an_image_that_is_named_must_be_meant(source: str) -> None:
+    text = f"[image]\n{source}kernel = '/boot/vmlinuz'\ninitrd = '/boot/initrd'\n"
+    assert 'kernel and initrd count only with source = "explicit"' in error_of(text)
 
 
 def test_explicit_image_that_is_not_complete() -> None:

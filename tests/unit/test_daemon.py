@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from kdumphpd import daemon
+from kdumphpd.adopter import Adopter
 from kdumphpd.daemon import Loop, run_daemon
+from kdumphpd.distribution.watch import FileWatch
 from kdumphpd.errors import BusyError, ConfigError
 from kdumphpd.events.monitor import UeventMonitor
 from kdumphpd.host import open_host
@@ -56,15 +58,18 @@ class Setup:
             lambda: open_host(host.root, host.kernel, CONFIG),
             Reporter(self.records),
             daemon.monotonic_usec,
+            Adopter(daemon.monotonic_usec, self.host.rules, self.host.unit_is_running),
         )
 
     def send(self, *numbers: signal.Signals) -> None:
         self.signals.send(bytes(numbers))
 
     def run(self, reader: socket.socket, notifier: Notifier) -> None:
+        watch = FileWatch(self.service.watched)
         self.service.start()
-        Loop(self.service, UeventMonitor(self.monitor), reader, notifier).run()
+        Loop(self.service, UeventMonitor(self.monitor), reader, notifier, watch).run()
         self.service.stop()
+        watch.close()
 
 
 @pytest.fixture

@@ -46,6 +46,7 @@ def test_capabilities_are_those_that_are_needed() -> None:
         "CAP_SYS_RAWIO",
         "CAP_IPC_LOCK",
         "CAP_SYS_NICE",
+        "CAP_SYSLOG",
     }
 
 
@@ -57,6 +58,7 @@ def test_capabilities_are_those_that_are_needed() -> None:
         "ProtectKernelModules",  # hides vmlinuz below /usr/lib/modules
         "PrivateDevices",  # takes CAP_SYS_RAWIO away
         "RestrictRealtime",  # forbids SCHED_FIFO for the load
+        "ProtectKernelLogs",  # takes CAP_SYSLOG away
         "PrivateUsers",  # capabilities would not count
         "User",
     ],
