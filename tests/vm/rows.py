@@ -21,6 +21,7 @@ from tests.vm.rig import (
     add_product,
     build_or_reuse,
 )
+from tests.vm.rig.product import CONFIG
 from tests.vm.scenarios import Shown
 
 TREE = Path(__file__).parents[2]
@@ -36,6 +37,9 @@ class Row:
         tell: the scenario; it raises AssertionError where the product falls short.
         options: the machine.
         shape: a command that is true in the guest only if the machine is as meant.
+        config: more of the configuration.
+        drop_in: of the unit, in /etc/systemd/system/kdumphpd.service.d.
+        starts: whether the unit starts at boot.
         in_test: whether ``make test`` runs it, not only ``make test-vm-matrix``.
     """
 
@@ -44,6 +48,9 @@ class Row:
     tell: Callable[[Machine], Shown]
     options: MachineOptions = field(default_factory=MachineOptions)
     shape: str = "true"
+    config: str = ""
+    drop_in: str = ""
+    starts: bool = True
     in_test: bool = False
 
     @property
@@ -60,12 +67,27 @@ _NUMA = (
     *("-numa", "node,nodeid=1,memdev=ram1,cpus=2-3"),
 )
 
+# A kernel without CONFIG_KEXEC, as RHEL 10's.
+_NO_KEXEC_LOAD = """\
+[Service]
+SystemCallFilter=~kexec_load
+SystemCallErrorNumber=ENOSYS
+"""
+
 _CPU = MachineOptions().cpu
 
 ROWS = (
     Row("hotplug and crash", BULLSEYE, scenarios.follow_hotplug, in_test=True),
     Row("CPU removal", BULLSEYE, scenarios.remove_cpu),
     Row("hotplug and crash", BOOKWORM, scenarios.follow_hotplug),
+    Row(
+        "no kexec_load",
+        BOOKWORM,
+        scenarios.follow_hotplug_by_file,
+        # A load takes a second here, which would rest for a hundred.
+        config="[update]\nmax_disarmed_percent = 10\n",
+        drop_in=_NO_KEXEC_LOAD,
+    ),
     Row("CPU removal", BOOKWORM, scenarios.remove_cpu),
     Row(
         "hotplug and crash",
@@ -113,20 +135,28 @@ ROWS = (
     Row(
         "hotplug and crash",  # with 5-level paging
         TRIXIE,
-        scenarios.follow_hotplug,
+        scenarios.follow_hotplug_with_kernel,
         shape="grep -q la57 /proc/cpuinfo",
         in_test=True,
     ),
-    Row("CPU removal", TRIXIE, scenarios.remove_cpu),
+    Row("CPU removal", TRIXIE, scenarios.remove_cpu_with_kernel),
+    Row("what the kernel leaves", TRIXIE, scenarios.mend_what_the_kernel_leaves, starts=False),
     Row(
         "hotplug and crash",
         TRIXIE,
-        scenarios.follow_hotplug,
+        scenarios.follow_hotplug_with_kernel,
         MachineOptions(firmware=Firmware.OVMF),
         shape="test -d /sys/firmware/efi",
     ),
-    Row("hotplug and crash", SID, scenarios.follow_hotplug),
-    Row("CPU removal", SID, scenarios.remove_cpu),
+    Row(
+        "unknown",
+        TRIXIE,
+        scenarios.audit_where_memory_cannot_be_read,
+        starts=False,
+    ),
+    Row("hotplug and crash", SID, scenarios.follow_hotplug_with_kernel),
+    Row("CPU removal", SID, scenarios.remove_cpu_with_kernel),
+    Row("what the kernel leaves", SID, scenarios.mend_what_the_kernel_leaves, starts=False),
 )
 
 
@@ -138,8 +168,11 @@ def run(row: Row, wheel: Path, directory: Path) -> Shown:
     """
     image = build_or_reuse(row.guest, TREE / "build/vm")
     overlay = Overlay(directory / "overlay")
-    add_product(overlay, row.guest, wheel, TREE / "systemd")
-    overlay.enable("kdumphpd.service")
+    add_product(overlay, row.guest, wheel, TREE / "systemd", CONFIG + row.config)
+    if row.drop_in:
+        overlay.write("/etc/systemd/system/kdumphpd.service.d/row.conf", row.drop_in)
+    if row.starts:
+        overlay.enable("kdumphpd.service")
     with Machine(image, directory / "vm", overlay, row.options) as vm:
         vm.guest.run(row.shape)
         return row.tell(vm)

@@ -10,7 +10,13 @@ from .guests import BOOKWORM, BULLSEYE, GUESTS, SID, TRIXIE, Guest
 from .journal import Journal
 from .machine import Capture, Dimm, Machine
 from .options import CAPTURE_COMMAND_LINE, GIB, MIB, MachineOptions
-from .oracles import cpu_notes_in_vmcore, expected_ram, find_pattern, ram_in_vmcore
+from .oracles import (
+    cpu_notes_in_vmcore,
+    expected_ram,
+    find_pattern,
+    ram_in_header,
+    ram_in_vmcore,
+)
 from .overlay import Overlay
 from .pattern import Pattern, hold_pattern
 from .product import add_product, build_wheel
@@ -44,5 +50,6 @@ __all__ = [
     "expected_ram",
     "find_pattern",
     "hold_pattern",
+    "ram_in_header",
     "ram_in_vmcore",
 ]

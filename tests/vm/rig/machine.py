@@ -14,7 +14,7 @@ from typing import Any
 
 from qemu.qmp import EventListener
 
-from . import accelerator, firmware, initramfs
+from . import accelerator, firmware, initramfs, secure_boot
 from .console import Console
 from .control import Control
 from .errors import RigError
@@ -264,7 +264,7 @@ class Machine:
         command = qemu_command(
             disguised(self.options) if disguise else self.options,
             accelerated,
-            self.image.kernel,
+            self._kernel(),
             self._initrd(),
             self.image.disk,
             self.console.path,
@@ -284,6 +284,11 @@ class Machine:
                 messages_text = (self.directory / "qemu.log").read_text()
                 raise RigError(f"QEMU did not start: {' '.join(command)}\n{messages_text}")
             time.sleep(0.05)
+
+    def _kernel(self) -> Path:
+        if self.options.firmware is firmware.Firmware.SECURE_BOOT:
+            return secure_boot.sign(self.image.kernel, self.directory)
+        return self.image.kernel
 
     def _initrd(self) -> Path:
         """Return the image's initramfs, followed by the overlay if there is one."""

@@ -9,6 +9,7 @@ import re
 import struct
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import drgn
 from elftools.elf.elffile import ELFFile
@@ -56,11 +57,16 @@ def ram_in_vmcore(header: Path) -> list[tuple[int, int]]:
     /proc/vmcore rounds each range outwards to whole pages.
     """
     with header.open("rb") as file:
-        loads = [
-            (segment["p_paddr"], segment["p_paddr"] + segment["p_memsz"] - 1)
-            for segment in ELFFile(file).iter_segments("PT_LOAD")
-            if segment["p_vaddr"] < KERNEL_TEXT
-        ]
+        return ram_in_header(file)
+
+
+def ram_in_header(header: BinaryIO) -> list[tuple[int, int]]:
+    """Ranges of the direct map's PT_LOADs in an ELF header and what follows it."""
+    loads = [
+        (segment["p_paddr"], segment["p_paddr"] + segment["p_memsz"] - 1)
+        for segment in ELFFile(header).iter_segments("PT_LOAD")
+        if segment["p_vaddr"] < KERNEL_TEXT
+    ]
     return _normal(loads, [])
 
 
