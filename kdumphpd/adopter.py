@@ -169,7 +169,7 @@ class Adopter:
         with contextlib.ExitStack() as stack:
             busy = ""
             try:
-                stack.enter_context(host.locked(LOCK_SECONDS))
+                stack.enter_context(host.lock.held(LOCK_SECONDS))
             except BusyError as error:
                 busy = str(error)
             self._guard(host, problem)

@@ -50,7 +50,7 @@ def run(context: Context) -> int:
 def load(context: Context) -> int:
     """``kdumphpd load``."""
     host = context.open()
-    with single_instance(host.root), host.locked():
+    with single_instance(host.root), host.lock.held():
         machine = host.reader.snapshot()
         mended = host.keeper.load(machine)
     return _show_load(context, host, machine, mended)
@@ -59,7 +59,7 @@ def load(context: Context) -> int:
 def update(context: Context) -> int:
     """``kdumphpd update``."""
     host = context.open()
-    with single_instance(host.root), host.locked():
+    with single_instance(host.root), host.lock.held():
         look = host.keeper.look()
         if look.state is State.UNLOADED:
             raise MachineError("no crash kernel is loaded", "load one with kdumphpd load")

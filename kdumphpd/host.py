@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdumphpd.config import DEFAULT_PATH, Config, explicit_image, load_config
-from kdumphpd.distribution import auto, lock
+from kdumphpd.distribution import auto
 from kdumphpd.distribution.adoption import Owner
 from kdumphpd.distribution.auto import Kdump
+from kdumphpd.distribution.lock import KdumpLock
 from kdumphpd.errors import ConfigError
 from kdumphpd.image.source import ImageSource, ImageSpec
 from kdumphpd.load.command import CommandLoader, command_of
@@ -31,6 +31,7 @@ class Host:
     Attributes:
         owner: who says what is loaded: our configuration, or the host's kdump.
         kdump: the distribution's kdump, whoever says it; None if there is none.
+        lock: its lock, to be held around looks that decide a load, and the load.
     """
 
     root: Root
@@ -41,14 +42,9 @@ class Host:
     keeper: Keeper
     owner: Owner
     kdump: Kdump | None
+    lock: KdumpLock
     kernel: Kernel
     clock: Callable[[], int]
-
-    @contextlib.contextmanager
-    def locked(self, limit_seconds: float = lock.LIMIT_SECONDS) -> Iterator[None]:
-        """Keep kdump from loading meanwhile; errors as `kdumphpd.distribution.lock.hold`."""
-        with lock.hold(self.kdump.lock if self.kdump else None, self.root, limit_seconds):
-            yield
 
     def asked_again(self) -> Host:
         """The same host, which asks anew what to load and opens the files anew.
@@ -59,7 +55,9 @@ class Host:
             source = ImageSource(self.source.spec)
         else:
             source = _ask(self.root, self.kdump)
-        rungs = _rungs(self.root, self.config, self.kernel, self.reader, source, self.clock)
+        rungs = _rungs(
+            self.root, self.config, self.kernel, self.reader, source, self.clock, self.lock
+        )
         keeper = Keeper(self.root, self.reader, rungs)
         return replace(self, source=source, loader=rungs.loader, keeper=keeper)
 
@@ -101,9 +99,12 @@ def open_host(
         owner, kdump = Owner.CONFIGURATION, _find(root)
         source = _explicit(root, config, config_path(root, path))
     reader = MachineReader(root)
-    rungs = _rungs(root, config, kernel, reader, source, clock)
+    lock = KdumpLock(kdump.lock if kdump else None, root)
+    rungs = _rungs(root, config, kernel, reader, source, clock, lock)
     keeper = Keeper(root, reader, rungs)
-    return Host(root, config, reader, source, rungs.loader, keeper, owner, kdump, kernel, clock)
+    return Host(
+        root, config, reader, source, rungs.loader, keeper, owner, kdump, lock, kernel, clock
+    )
 
 
 def _explicit(root: Root, config: Config, origin: Path) -> ImageSource:
@@ -140,6 +141,7 @@ def _rungs(
     reader: MachineReader,
     source: ImageSource,
     clock: Callable[[], int],
+    lock: KdumpLock,
 ) -> Rungs:
     command = command_of(root, config.update.command)
     return Rungs(
@@ -149,4 +151,5 @@ def _rungs(
         Loader(root, kernel, reader, source, clock),
         FileLoader(root, kernel, reader, source, clock),
         CommandLoader(root, reader, command, clock) if command else None,
+        lock.let_go,
     )

@@ -236,9 +236,8 @@ class Service:
             self._due = Due.NOTHING
             self._say.current(look)
             return Outcome.CURRENT
-        if self._due is Due.NOTHING and self._say.choice.leaves(
-            look, self._clock(), self._patience
-        ):
+        patience = self._burst.pace.interval_usec
+        if self._due is Due.NOTHING and self._say.choice.leaves(look, self._clock(), patience):
             self._say.status = "stale: the kernel, which updates this header, gets time to do so"
             return Outcome.HELD
         # Where nothing is loaded, or nothing that would start, there is no protection to lose.
@@ -251,7 +250,7 @@ class Service:
     def _load_due(self, look: Look) -> Outcome:
         """Load what is due, unless kdump is at work."""
         try:
-            with self._host.locked(LOCK_SECONDS):
+            with self._host.lock.held(LOCK_SECONDS):
                 return Outcome.UPDATED if self._act(look) else Outcome.FAILED
         except BusyError as error:
             self._say.status = f"{look.state.value}: an update waits, {error}"
@@ -393,8 +392,3 @@ class Service:
     def _hint(self) -> None:
         """Look once more soon: something may have changed since the look that was acted on."""
         self._burst = self._burst.audited(self._clock(), stale=True)
-
-    @property
-    def _patience(self) -> int:
-        """Microseconds that the kernel gets for a header that it updates itself."""
-        return self._burst.pace.interval_usec

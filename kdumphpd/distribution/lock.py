@@ -59,6 +59,31 @@ def hold(
         os.close(fd)
 
 
+class KdumpLock:
+    """The lock of one host's kdump, as our loads take it.
+
+    Args:
+        path: the lock file; None is no lock at all.
+        root: the host.
+    """
+
+    def __init__(self, path: Path | None, root: Root) -> None:
+        self._path = path
+        self._root = root
+        self._held = contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def held(self, limit_seconds: float = LIMIT_SECONDS) -> Iterator[None]:
+        """Hold it to the end of the block, or until `let_go`; errors as `hold`."""
+        with self._held:
+            self._held.enter_context(hold(self._path, self._root, limit_seconds))
+            yield
+
+    def let_go(self) -> None:
+        """Give it up: kdump's own command, which we are about to run, takes it."""
+        self._held.close()
+
+
 def is_held(path: Path | None, root: Root) -> bool:
     """Whether somebody else holds the lock on ``path`` now."""
     try:

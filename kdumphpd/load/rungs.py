@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from kdumphpd.errors import KdumphpdError
@@ -28,6 +29,7 @@ class Rungs:
         loader: ``delta`` and ``full``.
         file: ``file``.
         command: ``command``, if there is one.
+        before_command: makes way for it.
     """
 
     root: Root
@@ -35,7 +37,8 @@ class Rungs:
     source: ImageSource
     loader: Loader
     file: FileLoader
-    command: CommandLoader | None = None
+    command: CommandLoader | None
+    before_command: Callable[[], None]
 
     def route(self, *, own_image: bool) -> Route:
         """Which rungs to try now; see `kdumphpd.load.ladder.route`."""
@@ -56,6 +59,7 @@ class Rungs:
     def load(self, rung: Rung, machine: Machine) -> Loaded:
         """Load the whole image by ``rung``; errors as the loaders'."""
         if rung is Rung.COMMAND and self.command is not None:
+            self.before_command()
             return self.command.load(machine)
         return self.file.load(machine) if rung is Rung.FILE else self.loader.full(machine)
 
