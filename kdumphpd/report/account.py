@@ -64,10 +64,10 @@ class Account:
         self.note_choice(self.choice.loaded(mended), look)
         self._trouble.over()
         self._generation += 1
-        unarmed = duration_text(loaded.unarmed_usec)
+        said = f"not armed for {duration_text(loaded.unarmed_usec)}"
         self.record(
             kind,
-            f"{what}; {loaded.backend} load, not armed for {unarmed}",
+            "; ".join(filter(None, (f"{what}; {loaded.backend} load, {said}", loaded.problem))),
             replace(
                 details,
                 unarmed_usec=loaded.unarmed_usec,

@@ -274,6 +274,18 @@ def test_the_command_is_last(host: HotplugHost) -> None:
     assert "loading by command: kexec_load: EPERM" in fallback.message
 
 
+def test_what_is_not_right_with_a_load_is_in_its_record(host: HotplugHost) -> None:
+    host.kernel.foreign_load()
+    host.kernel.hot_add_memory(DIMM)
+    for call in ("kexec_load", "kexec_file_load"):
+        host.kernel.refuse(call, errno.EPERM)
+    host.configure(more='[update]\ncommand = "/bin/true"\n')
+    host.service().start()
+    (begun,) = host.records.of(Kind.STARTED)
+    assert "its header does not describe the machine" in begun.message
+    assert begun.details.verdict is None
+
+
 # --- nothing to be seen ----------------------------------------------------------------
 
 
