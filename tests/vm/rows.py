@@ -20,6 +20,7 @@ from tests.vm.rig import (
     Overlay,
     add_product,
     build_or_reuse,
+    secure_boot,
 )
 from tests.vm.rig.product import CONFIG
 from tests.vm.scenarios import Shown
@@ -74,18 +75,21 @@ SystemCallFilter=~kexec_load
 SystemCallErrorNumber=ENOSYS
 """
 
+# A load of files takes seconds under emulation: a hundred times as long would be too long.
+_HURRY = "[update]\nmax_disarmed_percent = 10\n"
+
 _CPU = MachineOptions().cpu
 
 ROWS = (
     Row("hotplug and crash", BULLSEYE, scenarios.follow_hotplug, in_test=True),
     Row("CPU removal", BULLSEYE, scenarios.remove_cpu),
     Row("hotplug and crash", BOOKWORM, scenarios.follow_hotplug),
+    Row("lockdown=integrity", BOOKWORM, scenarios.stay_armed_in_lockdown),
     Row(
         "no kexec_load",
         BOOKWORM,
         scenarios.follow_hotplug_by_file,
-        # A load takes a second here, which would rest for a hundred.
-        config="[update]\nmax_disarmed_percent = 10\n",
+        config=_HURRY,
         drop_in=_NO_KEXEC_LOAD,
     ),
     Row("CPU removal", BOOKWORM, scenarios.remove_cpu),
@@ -149,10 +153,16 @@ ROWS = (
         shape="test -d /sys/firmware/efi",
     ),
     Row(
-        "unknown",
+        "lockdown=confidentiality",
         TRIXIE,
-        scenarios.audit_where_memory_cannot_be_read,
-        starts=False,
+        scenarios.know_nothing_in_confidentiality,
+    ),
+    Row(
+        "Secure Boot",
+        TRIXIE,
+        scenarios.follow_hotplug_with_secure_boot,
+        MachineOptions(firmware=Firmware.SECURE_BOOT),
+        config=_HURRY,
     ),
     Row("hotplug and crash", SID, scenarios.follow_hotplug_with_kernel),
     Row("CPU removal", SID, scenarios.remove_cpu_with_kernel),
@@ -169,6 +179,8 @@ def run(row: Row, wheel: Path, directory: Path) -> Shown:
     image = build_or_reuse(row.guest, TREE / "build/vm")
     overlay = Overlay(directory / "overlay")
     add_product(overlay, row.guest, wheel, TREE / "systemd", CONFIG + row.config)
+    if row.options.firmware is Firmware.SECURE_BOOT:
+        overlay.copy(secure_boot.sign(image.kernel, directory), "/boot/vmlinuz")
     if row.drop_in:
         overlay.write("/etc/systemd/system/kdumphpd.service.d/row.conf", row.drop_in)
     if row.starts:

@@ -30,6 +30,8 @@ KEXEC_FILE_LOAD = (
     f"kexec -s -p /boot/vmlinuz --initrd=/boot/capture.img --append='{CAPTURE_COMMAND_LINE}'"
 )
 
+_LOCKDOWN = "/sys/kernel/security/lockdown"
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -78,27 +80,37 @@ def follow_hotplug_by_file(vm: Machine) -> Shown:
     return follow_hotplug(vm, "file")
 
 
-def follow_hotplug_with_kernel(vm: Machine) -> Shown:
-    """The kernel updates the header of our image; what it leaves is repaired by delta.
+def follow_hotplug_with_kernel(vm: Machine, rung: str = "delta", cpus: int = 2) -> Shown:
+    """The kernel updates the loaded header; what it leaves is repaired by ``rung``.
 
     How many loads that takes is left open: the kernel drops an update while somebody
     else holds the kexec lock.
     """
-    stays, goes = _plug_and_unplug(vm)
+    stays, goes = _plug_and_unplug(vm, cpus)
     journal = Journal(vm.guest)
     assert "kernel" in [one.get("KDUMPHPD_BACKEND") for one in journal.records("fallback")]
     updates = journal.records("updated")
     removed = [one for one in updates if one["KDUMPHPD_CHANGE"].endswith("removed")]
     gone = f"memory {goes.start:#x}-{goes.end:#x}, 1 GiB, {blocks(vm, goes)} blocks removed"
     assert [one["KDUMPHPD_CHANGE"] for one in removed] == [gone]
-    assert {one["KDUMPHPD_BACKEND"] for one in updates} == {"delta"}
+    assert {one["KDUMPHPD_BACKEND"] for one in updates} == {rung}
     seen = shown(vm, updates, by_kernel=True)
-    crash_is_complete(vm, stays, cpus=2)
+    crash_is_complete(vm, stays, cpus)
     return seen
 
 
-def _plug_and_unplug(vm: Machine) -> tuple[Dimm, Dimm]:
-    """A DIMM, a CPU, another DIMM, and that one out again; complete after each.
+def follow_hotplug_with_secure_boot(vm: Machine) -> Shown:
+    """Secure Boot: the kernel takes signed files only, updates the header and leaves some.
+
+    Without a CPU: the firmware has to greet it in SMM, and under emulation hangs there.
+    """
+    assert "[integrity]" in vm.guest.read("/sys/kernel/security/lockdown")
+    assert "secureboot: Secure boot enabled" in vm.guest.run("dmesg")
+    return follow_hotplug_with_kernel(vm, "file", cpus=1)
+
+
+def _plug_and_unplug(vm: Machine, cpus: int = 2) -> tuple[Dimm, Dimm]:
+    """A DIMM in, CPUs up to ``cpus``, another DIMM in and out again; complete after each.
 
     Returns:
         The DIMM that stays, and the one that has gone.
@@ -108,8 +120,9 @@ def _plug_and_unplug(vm: Machine) -> tuple[Dimm, Dimm]:
     vm.wait_for_memory(stays)
     wait_until_complete(vm)
     assert _holds(ram_in_loaded_header(vm), stays)
-    vm.hot_add_cpu()
-    vm.wait_for_cpus(2)
+    for count in range(2, cpus + 1):
+        vm.hot_add_cpu()
+        vm.wait_for_cpus(count)
     wait_until_complete(vm)
     goes = vm.hot_add_dimm(1 * GIB)
     vm.wait_for_memory(goes)
@@ -222,25 +235,65 @@ def mend_what_the_kernel_leaves(vm: Machine) -> Shown:
     return seen
 
 
-def audit_where_memory_cannot_be_read(vm: Machine) -> Shown:
-    """lockdown=confidentiality hides /proc/kcore: the verdict is ``unknown``, and says why.
+def stay_armed_in_lockdown(vm: Machine) -> Shown:
+    """Lockdown forbids every rung: that is recorded, and what is loaded stays.
 
-    The unit is not started. Nothing is loaded when the machine boots with lockdown, so
-    this one is raised afterwards.
+    Lockdown is raised under the running daemon: booted with it, nothing could be loaded.
     """
-    vm.guest.run(KEXEC_FILE_LOAD)
+    journal = Journal(vm.guest)
+    vm.guest.wait_for_unit("kdumphpd.service")
+    before = expected_ram(vm.guest.read("/proc/iomem"))
+    vm.guest.run(f"echo integrity >{_LOCKDOWN}")
+    dimm = vm.hot_add_dimm(1 * GIB)
+    vm.wait_for_memory(dimm)
+    (failed,) = journal.wait_for(1, "fallback")
+    assert (failed["PRIORITY"], failed["KDUMPHPD_ARMED"]) == ("2", "1")
+    assert failed["KDUMPHPD_VERDICT"] == "stale"
+    assert "the kernel is locked down" in failed["MESSAGE"], failed["MESSAGE"]
+    found = audit(vm)
+    assert (found["verdict"], found["loaded"]) == ("stale", True)
+    assert found["missing"]["memory"] == [[dimm.start, dimm.end]]
+    seen = shown(vm, journal.records("updated"))
+    assert ram_in_vmcore(vm.crash().header) == before
+    return seen
+
+
+def know_nothing_in_confidentiality(vm: Machine) -> Shown:
+    """lockdown=confidentiality hides /proc/kcore: ``unknown``, said once, with the reason.
+
+    The kernel goes on updating the header, so that the vmcore is complete.
+    """
+    journal = Journal(vm.guest)
+    vm.guest.wait_for_unit("kdumphpd.service")
     unprivileged = "setpriv --reuid=nobody --regid=nogroup --clear-groups kdumphpd audit --json"
-    for command in (
-        unprivileged,
-        "echo confidentiality >/sys/kernel/security/lockdown && kdumphpd audit --json",
-    ):
-        code, stdout, stderr = vm.guest.try_run(command)
-        assert (code, stderr) == (3, "")
-        found = json.loads(stdout)
-        assert (found["verdict"], found["header"]) == ("unknown", None)
-        assert found["loaded"] is True
-        assert found["reasons"]
-    return shown(vm, [])
+    _is_unknown(vm, unprivileged)
+    vm.guest.run(f"echo confidentiality >{_LOCKDOWN}")
+    _is_unknown(vm, "kdumphpd audit --json")
+    for count in (1, 2):
+        dimm = vm.hot_add_dimm(1 * GIB)
+        vm.wait_for_memory(dimm)
+        journal.wait_for(1, "fallback", "audited", timeout=120)
+        vm.guest.run("systemctl kill -s USR1 kdumphpd")
+        journal.wait_for(count, "status")
+    unknown = [
+        one["MESSAGE"]
+        for one in journal.records()
+        if one.get("KDUMPHPD_VERDICT") == "unknown" and one["KDUMPHPD_EVENT"] != "status"
+    ]
+    assert len(unknown) == 1, unknown
+    assert "kcore" in unknown[0]
+    assert journal.records("updated") == []
+    seen = shown(vm, [], by_kernel=True)
+    vmcore_is_complete(vm, dimm, cpus=1)
+    return seen
+
+
+def _is_unknown(vm: Machine, command: str) -> None:
+    code, stdout, stderr = vm.guest.try_run(command)
+    assert (code, stderr) == (3, "")
+    found = json.loads(stdout)
+    assert (found["verdict"], found["loaded"], found["header"]) == ("unknown", True, None)
+    assert found["reasons"]
 
 
 def ram_in_loaded_header(vm: Machine) -> list[tuple[int, int]]:
@@ -272,6 +325,11 @@ def crash_is_complete(vm: Machine, dimm: Dimm, cpus: int) -> None:
     """
     found = audit(vm)
     assert (found["verdict"], found["exit_code"]) == ("complete", 0), found
+    vmcore_is_complete(vm, dimm, cpus)
+
+
+def vmcore_is_complete(vm: Machine, dimm: Dimm, cpus: int) -> None:
+    """As crash_is_complete, whatever the audit says."""
     pattern = hold_pattern(vm.guest, dimm, CONTENT)
     iomem, addresses = vm.guest.read("/proc/iomem"), pattern.addresses()
     capture = vm.crash()
