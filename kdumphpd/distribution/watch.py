@@ -21,7 +21,8 @@ back. What no file shows (``kdumpctl stop`` does: it takes the lock;
 ``kdump-config unload`` does not) the periodic audit finds.
 
 Directories are watched and names picked out: files get replaced by rename, and
-may not be there yet.
+may not be there yet. Nor may the directory (kdump-config makes /var/crash): then the
+nearest one above it that is there is watched for its making.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from kdumphpd.distribution.inotify import Event, Inotify
 
 _MASK = inotify.IN_CLOSE_WRITE | inotify.IN_MOVED_TO | inotify.IN_CREATE | inotify.IN_ONLYDIR
 _MAX_READS = 64
+_MAX_TRIES = 4
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,9 @@ class FileWatch:
         self._directories: dict[int, set[Path]] = {}
         # By the name to look for: which of the asked-for paths it stands for.
         self._names: dict[Path, set[Path]] = {}
+        # What would be the next step towards a directory that is not there.
+        self._awaited: set[Path] = set()
+        self._paths: frozenset[Path] = frozenset()
         self._missing: tuple[Path, ...] = ()
         self.watch(paths)
 
@@ -77,11 +82,20 @@ class FileWatch:
 
     def watch(self, paths: Iterable[Path]) -> None:
         """Watch ``paths`` from here on, and what they link to now; the old ones no longer."""
+        self._paths = frozenset(paths)
+        # Again for a directory that was made between the two calls.
+        for _ in range(_MAX_TRIES):
+            self._watch_paths()
+            if not any(step.is_dir() for step in self._awaited):
+                return
+
+    def _watch_paths(self) -> None:
         names: dict[Path, set[Path]] = {}
-        for path in paths:
+        for path in self._paths:
             for name in {path, Path(os.path.realpath(path))}:
                 names.setdefault(name, set()).add(path)
         added: dict[int, set[Path]] = {}
+        awaited: set[Path] = set()
         missing: list[Path] = []
         for directory in sorted({name.parent for name in names}):
             try:
@@ -89,9 +103,10 @@ class FileWatch:
             except OSError:
                 below = (name for name in names if name.parent == directory)
                 missing += [path for name in below for path in names[name]]
+                self._await(directory, added, awaited)
         for wd in set(self._directories) - set(added):
             self._forget(wd)
-        self._directories, self._names = added, names
+        self._directories, self._names, self._awaited = added, names, awaited
         self._missing = tuple(sorted(set(missing)))
 
     def fileno(self) -> int:
@@ -109,6 +124,8 @@ class FileWatch:
             for event in events:
                 lost |= self._is_loss(event)
                 paths |= self._asked_for(event)
+        if lost:
+            self.watch(self._paths)
         return Changed(frozenset(paths), lost)
 
     def close(self) -> None:
@@ -119,7 +136,20 @@ class FileWatch:
         if event.mask & inotify.IN_IGNORED:
             # The kernel took the watch away with its directory; ours to forget.
             return self._directories.pop(event.wd, None) is not None
-        return bool(event.mask & inotify.IN_Q_OVERFLOW)
+        # A directory that was awaited is there: so may the files in it be.
+        named = {directory / event.name for directory in self._directories.get(event.wd, ())}
+        return bool(event.mask & inotify.IN_Q_OVERFLOW) or not named.isdisjoint(self._awaited)
+
+    def _await(self, directory: Path, added: dict[int, set[Path]], awaited: set[Path]) -> None:
+        """Watch the nearest directory above ``directory`` that is there."""
+        for step in (directory, *directory.parents):
+            try:
+                wd = self._inotify.add(str(step.parent), _MASK)
+            except OSError:
+                continue
+            added.setdefault(wd, set()).add(step.parent)
+            awaited.add(step)
+            return
 
     def _asked_for(self, event: Event) -> set[Path]:
         found: set[Path] = set()

@@ -179,3 +179,28 @@ def test_events_are_read_back(events: list[tuple[int, int, str]]) -> None:
             + padded
         )
     assert [(one.wd, one.mask, one.name) for one in inotify.parse(data)] == events
+
+
+def test_directory_that_is_made_later(tmp_path: Path) -> None:
+    path = tmp_path / "var" / "crash" / "kexec_cmd"
+    watch = FileWatch([path])
+    (tmp_path / "other").mkdir()
+    assert not drained(watch)
+    for directory in (path.parent.parent, path.parent):
+        directory.mkdir()
+        assert drained(watch).lost, "what it holds by now was not seen"
+    assert watch.missing == ()
+    path.write_text("kexec")
+    assert drained(watch) == Changed(frozenset({path}), lost=False)
+    watch.close()
+
+
+def test_directories_that_are_made_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "c" / "file"
+    watch = FileWatch([path])
+    path.parent.mkdir(parents=True)
+    path.write_text("before the directory was watched")
+    assert drained(watch).lost
+    path.write_text("again")
+    assert drained(watch).paths == {path}
+    watch.close()
