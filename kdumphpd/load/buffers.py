@@ -22,7 +22,13 @@ class LockedBuffer:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._map = mmap.mmap(-1, max(size, 1))
+        try:
+            self._map = mmap.mmap(-1, max(size, 1))
+        except OSError as error:
+            raise ImageError(
+                f"no memory for {size} bytes of the image: {error.strerror}",
+                "free some, or raise the service's MemoryMax=",
+            ) from error
 
     @classmethod
     def of(cls, content: bytes | memoryview) -> LockedBuffer:
@@ -33,11 +39,18 @@ class LockedBuffer:
 
     @classmethod
     def read(cls, fd: int, offset: int, size: int, name: str) -> LockedBuffer:
-        """``size`` bytes of an open file from ``offset``; ImageError if it ends before."""
+        """``size`` bytes of an open file from ``offset``.
+
+        Raises:
+            ImageError: the file ends before, or cannot be read.
+        """
         buffer = cls(size)
         try:
             with buffer.view() as whole:
                 _fill(whole, fd, offset, name)
+        except OSError as error:
+            buffer.close()
+            raise ImageError(f"{name}: {error.strerror}", "check the file system") from error
         except BaseException:
             buffer.close()
             raise

@@ -46,21 +46,24 @@ def check(segments: Sequence[Segment], entry: int, reservation: Range, total_ram
     Raises:
         LoadError: the kernel would refuse the list, having dropped the image it holds.
     """
-    problem = _problem(segments, entry, reservation, total_ram)
+    needed = sum(one.place.size for one in segments)
+    if needed > total_ram // 2:
+        raise LoadError(
+            f"not loading: the image takes {needed >> 20} MiB, and the kernel allows half of "
+            f"its {total_ram >> 20} MiB of RAM",
+            "use a smaller kernel or initrd, a smaller crashkernel=, or more RAM",
+        )
+    problem = _problem(segments, entry, reservation)
     if problem:
         raise LoadError(f"not loading: {problem}", "this is a bug in kdumphpd, please report it")
 
 
-def _problem(
-    segments: Sequence[Segment], entry: int, reservation: Range, total_ram: int
-) -> str | None:
+def _problem(segments: Sequence[Segment], entry: int, reservation: Range) -> str | None:
     # No segments at all would be an unload.
     if not 1 <= len(segments) <= MAX_SEGMENTS:
         return f"{len(segments)} segments; the kernel takes 1 to {MAX_SEGMENTS}"
     if not reservation.start <= entry <= reservation.end:
         return f"the entry {entry:#x} lies outside the reservation {reservation}"
-    if sum(one.place.size for one in segments) > total_ram // 2:
-        return "the segments would take more than half of the RAM"
     for one in segments:
         problem = _misplaced(one, reservation)
         if problem:

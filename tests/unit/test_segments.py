@@ -74,7 +74,7 @@ _GOOD = [_segment(0x14000, 2 * PAGE, 100, "elfcorehdr"), _segment(0x20000, PAGE,
         ([_segment(0x2F000, 2 * PAGE, 1)], 0x20000, _TOTAL, "outside the reservation"),
         ([_segment(0x14000, PAGE, PAGE + 1)], 0x20000, _TOTAL, "4097 bytes for a place of 4096"),
         ([*_GOOD, _segment(0x15000, PAGE, 1, "initrd")], 0x20000, _TOTAL, "overlaps"),
-        (_GOOD, 0x20000, 5 * PAGE, "half of the RAM"),
+        (_GOOD, 0x20000, 5 * PAGE, "allows half of its 0 MiB"),
     ],
 )
 def test_each_refusal_names_its_reason(
