@@ -1,16 +1,17 @@
 # Every target installs what it needs: packages with apt or dnf (as root, from
 # the machine's own mirrors), Python packages into .venv.
 #
-#   make demo       the main job in a VM: hotplug, crash, a complete vmcore
-#   make test       lint, types, unit and property tests, then the VM tests
-#   make bench      speed, as ratios measured side by side in one run
-#   make rpm        build/rpm/*.rpm
+#   make demo             the main job in a VM: hotplug, crash, a complete vmcore
+#   make test             lint, types, unit and property tests, then the VM tests
+#   make test-vm-matrix   every kernel and firmware that we support
+#   make bench            speed, as ratios measured side by side in one run
+#   make rpm              build/rpm/*.rpm
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test lint test-unit test-vm bench rpm wheel packages clean
+.PHONY: demo test lint test-unit test-vm test-vm-matrix bench rpm wheel packages clean
 
 demo: wheel
 	$(RUN)/python -m tests.vm.demo
@@ -26,7 +27,10 @@ test-unit: $(VENV)/installed
 	$(RUN)/pytest tests/unit
 
 test-vm: wheel
-	$(RUN)/pytest tests/vm
+	KDUMPHPD_WHEEL=$$(echo build/dist/*.whl) $(RUN)/pytest tests/vm
+
+test-vm-matrix: wheel
+	KDUMPHPD_WHEEL=$$(echo build/dist/*.whl) $(RUN)/python -m tests.vm.matrix
 
 bench: wheel
 	$(RUN)/python -m tests.bench
