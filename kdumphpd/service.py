@@ -375,7 +375,7 @@ class Service:
             # Our loads were verified by their digest already; this is about the machine.
             found = audit(self._host.root, self._host.reader, verify=False)
             text = f"{counted(burst.updates, 'update')} for {uevents}; {verdict_text(found)}"
-            self._say.audited(Kind.AUDITED, text, found, blind=self._blind)
+            self._say.audited(Kind.AUDITED, text, found, blind=self._blind, updates=burst.updates)
 
     def _audit(self) -> None:
         found = audit(self._host.root, self._host.reader)

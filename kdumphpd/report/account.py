@@ -98,7 +98,9 @@ class Account:
         if self._trouble.is_new(kind):
             self.record(kind, text, look_details(look), Priority.WARNING)
 
-    def audited(self, kind: Kind, text: str, found: Audit, *, blind: bool) -> None:
+    def audited(
+        self, kind: Kind, text: str, found: Audit, *, blind: bool, updates: int = 0
+    ) -> None:
         """Record an audit; one of the daemon's own only if it says something new.
 
         Args:
@@ -106,10 +108,12 @@ class Account:
             text: what it says.
             found: the audit.
             blind: that nothing can be read is known already.
+            updates: made since the last one; after an update the verdict is always said.
         """
         self.status = verdict_text(found)
         known = blind and found.verdict is Verdict.UNKNOWN
-        if kind is Kind.AUDITED and (known or not self._audited.is_new(text)):
+        repeated = known or not self._audited.is_new(text)
+        if kind is Kind.AUDITED and repeated and not updates:
             return
         priority = None if found.verdict is Verdict.COMPLETE else Priority.WARNING
         self.record(kind, text, audit_details(found), priority)

@@ -163,6 +163,21 @@ def test_a_burst_makes_one_update_at_its_first_uevent(host: FakeHost, service: S
     assert audited.details.verdict == "complete"
 
 
+def test_every_burst_with_an_update_has_its_verdict_even_if_it_is_the_same(
+    host: FakeHost, service: Service
+) -> None:
+    for _ in range(2):
+        change(host, service)
+        host.settle(service)
+        host.kernel.hot_remove_memory(DIMM)
+        service.uevents(uevents(16))
+        host.settle(service)
+    assert host.records.kinds == [Kind.UPDATED, Kind.AUDITED] * 4
+    assert {one.message for one in host.records if one.kind is Kind.AUDITED} == {
+        "1 update for 16 uevents; complete"
+    }
+
+
 def test_a_remove_uevent_before_iomem_changes_is_followed_up(
     host: FakeHost, service: Service
 ) -> None:
