@@ -1,7 +1,8 @@
 """Runs the matrix of guests and machines; ``python -m tests.vm.matrix``.
 
 Leaves ``build/matrix/results.json``, and for each row that fails its console and error
-in ``build/matrix/<row>/``. A run of some rows only (``--only``) renews theirs.
+in ``build/matrix/<row>/``. A run of some rows only (``--only``) renews theirs. ``--readme``
+puts the results into the README's support table.
 """
 
 from __future__ import annotations
@@ -28,10 +29,26 @@ _COLUMNS = ("guest", "kernel", "firmware", "scenario", "rung", "passed", "unarme
 
 Result = dict[str, Any]
 
+_BEGIN, _END = "<!-- support table: python -m tests.vm.matrix --readme -->", "<!-- end -->"
+
+# By the rungs that a row took.
+_GUARANTEES = {
+    "delta": "complete, image proven by its digest",
+    "kernel": "kept by the kernel, complete",
+    "kernel, delta": "the kernel adds, what it leaves is repaired by a delta",
+    "kernel, file": "the kernel adds, what it leaves is repaired by a new load",
+    "file": "complete after each new load; no digest to prove the image by",
+    "": "stays armed as it is; a crit record says that it is stale",
+}
+
 
 def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%X")
+    if options.readme:
+        readme = TREE / "README.md"
+        readme.write_text(with_table(readme.read_text(), _read(options.output / "results.json")))
+        return 0
     rows = [row for row in ROWS if all(word in row.id for word in options.only)]
     if options.list or not rows:
         print("\n".join(row.id for row in rows) or "no such row")
@@ -90,8 +107,23 @@ def merged(known: Iterable[Result], new: Result) -> list[Result]:
 
 def table(results: Iterable[Result]) -> str:
     """The results as a table, in Markdown."""
-    rows = [_COLUMNS, *(tuple(_cell(one[name]) for name in _COLUMNS) for one in results)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    return _markdown([_COLUMNS, *(tuple(_cell(one[name]) for name in _COLUMNS) for one in results)])
+
+
+def with_table(readme: str, results: Iterable[Result]) -> str:
+    """``readme`` with the support table of ``results`` between its two markers."""
+    columns = ("kernel", "firmware", "scenario", "rung")
+    rows: list[tuple[str, ...]] = [(*columns, "what is guaranteed")]
+    for one in results:
+        guarantee = _GUARANTEES[one["rung"]] if one["passed"] else "FAILED"
+        rows.append((*(_cell(one[name]) for name in columns), guarantee))
+    before, _, rest = readme.partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    return f"{before}{_BEGIN}\n{_markdown(rows)}\n{_END}{after}"
+
+
+def _markdown(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     return "\n".join([lines[0], rule, *lines[1:]])
@@ -135,6 +167,7 @@ def _parser() -> argparse.ArgumentParser:
         "--only", metavar="TEXT", action="append", default=[], help="rows with TEXT in their name"
     )
     parser.add_argument("--list", action="store_true", help="name the rows, run none")
+    parser.add_argument("--readme", action="store_true", help="renew the README's table, run none")
     parser.add_argument("--output", metavar="DIR", type=Path, default=TREE / "build/matrix")
     return parser
 
