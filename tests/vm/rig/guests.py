@@ -98,6 +98,7 @@ PACKAGES = (
     "procps",
     "python3",
     "qemu-guest-agent",
+    "rpm",
     "systemd",
     "systemd-sysv",
     "udev",

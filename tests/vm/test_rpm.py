@@ -1,0 +1,118 @@
+"""The RPM, installed and removed by rpm itself: it brings up the service, and leaves nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.vm.rig import GIB, GuestImage, Journal, Machine, Overlay, RigError
+from tests.vm.rig.product import CONFIG
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(900)]
+
+TREE = Path(__file__).parents[2]
+PACKAGE = "/root/kdumphpd.rpm"
+VENDOR_RULE = "/usr/lib/udev/rules.d/98-kexec.rules"
+SHADOW = "/run/udev/rules.d/98-kexec.rules"
+RULE_RAN = "/run/vendor-rule-ran"
+CONFIG_FILE = "/etc/kdumphpd/kdumphpd.toml"
+
+# All of the disk but rpm's database, which Debian's rpm keeps in root's home, and
+# what there is of ours in /run, where other programs' files come and go.
+LIST_FILES = """\
+find / -xdev ! -path '/root/.rpmdb*' ! -path '/var/lib/rpm*'
+find /run -path '*kdump*' -o -path '/run/udev/rules.d/*'
+"""
+
+
+@pytest.fixture(scope="session")
+def rpm() -> Path:
+    """The package of the tree as it is now, made as ``make rpm`` does: seconds."""
+    command = [str(TREE / "packaging/rpm/build-rpm")]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "PYTHON": sys.executable},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise RigError(f"{command[0]}: exit {done.returncode}\n{done.stdout}")
+    (package,) = (TREE / "build/rpm").glob("*.rpm")
+    return package
+
+
+def needs_python(rpm: Path) -> str:
+    """The Python version that the package asks for: its bundled libraries are built for it."""
+    command = ["rpm", "-q", "--requires", "-p", str(rpm)]
+    requires = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    (version,) = (
+        line.split()[-1]
+        for line in requires.stdout.splitlines()
+        if line.startswith("python(abi) = ")
+    )
+    return version
+
+
+@pytest.fixture
+def host(bookworm: GuestImage, rpm: Path, tmp_path: Path) -> Overlay:
+    """What is there before the package comes: a vendor's hotplug rule, and the RPM as a file."""
+    if needs_python(rpm) != bookworm.guest.python:
+        pytest.skip(f"{rpm.name} is for Python {needs_python(rpm)}, as this machine has it")
+    overlay = Overlay(tmp_path / "overlay")
+    ran = f'RUN+="/usr/bin/touch {RULE_RAN}"'
+    overlay.write(VENDOR_RULE, f'SUBSYSTEM=="memory", ACTION=="add", {ran}\n')
+    overlay.copy(rpm, PACKAGE)
+    return overlay
+
+
+def test_rpm_serves_and_leaves_nothing(bookworm: GuestImage, host: Overlay, tmp_path: Path) -> None:
+    with Machine(bookworm, tmp_path / "vm", host) as vm:
+        guest, journal = vm.guest, Journal(vm.guest)
+        guest.run(f"rm {RULE_RAN}")  # it ran at boot, so the stand-in works
+        # The package brings its own; these are here for the tests of the wheel.
+        guest.run(f"rm -r {bookworm.guest.site_packages}/pydantic*")
+        guest.run("rm -r /usr/lib/python3/dist-packages/structlog")
+        before = set(guest.run(LIST_FILES).splitlines())
+
+        # --nodeps: the dependencies are dpkg's packages here, unknown to rpm.
+        guest.run(f"rpm -i --nodeps --force-debian {PACKAGE}")
+        guest.run("rpm -V --nodeps kdumphpd")
+        code, state, _ = guest.try_run("systemctl is-enabled kdumphpd")
+        assert (code, state) == (1, "disabled\n")  # the administrator's decision
+        assert "kdumphpd" in guest.run("journalctl --list-catalog")
+
+        guest.write(CONFIG_FILE, CONFIG)
+        guest.run("systemctl enable --now kdumphpd", timeout=120)
+        assert journal.wait_for(1, "started")[0]["KDUMPHPD_BACKEND"] == "full"
+        dimm = vm.hot_add_dimm(GIB)
+        vm.wait_for_memory(dimm)
+        # The burst's last word: no event of it is still to come.
+        (closing,) = journal.wait_for(1, "audited", timeout=120)
+        assert closing["KDUMPHPD_VERDICT"] == "complete"
+        assert [
+            (one["KDUMPHPD_CHANGE"], one["KDUMPHPD_BACKEND"]) for one in journal.records("updated")
+        ] == [(f"memory {dimm.start:#x}-{dimm.end:#x}, 1 GiB, 8 blocks added", "delta")]
+        assert guest.run("kdumphpd audit").split()[:2] == ["verdict", "complete"]
+        guest.run(f"udevadm settle && test -e {SHADOW} && test ! -e {RULE_RAN}")
+
+        guest.run("rpm -e kdumphpd", timeout=120)
+        guest.run(f"test ! -e {SHADOW} && test ! -e {RULE_RAN}")
+        vm.hot_add_dimm(GIB)
+        guest.wait_until(f"test -e {RULE_RAN}", 60)
+
+        left = set(guest.run(LIST_FILES).splitlines()) - before
+        assert left == {
+            "/etc/kdumphpd",
+            f"{CONFIG_FILE}.rpmsave",  # rpm keeps what the administrator wrote
+            "/usr/share/licenses",  # Fedora's package filesystem has it
+        }
+        assert guest.read(f"{CONFIG_FILE}.rpmsave") == CONFIG
+        assert "kdumphpd" not in guest.run("journalctl --list-catalog")
+        assert "kdumphpd" not in guest.run("systemctl list-units --all --plain")
