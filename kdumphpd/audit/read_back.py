@@ -41,15 +41,16 @@ def trailer(block: ParameterBlock) -> bytes:
 
 
 def find_own(memory: Memory, reservation: Range) -> ParameterBlock | None:
-    """The parameter block of our image in the reservation's last page, or None.
+    """The parameter block of our image in the reservation's last pages, or None.
 
-    Other loaders write there, so a block that is there was loaded last. It
+    Other loaders write there, so what is there was loaded last. It
     must also lie where it says, in this very reservation.
     """
+    size = 2 * parameter_block.PAGE_SIZE
     end = (reservation.end + 1) // parameter_block.PAGE_SIZE * parameter_block.PAGE_SIZE
-    block = parameter_block.parse(
-        memory.read(end - parameter_block.PAGE_SIZE, parameter_block.PAGE_SIZE)
-    )
+    if end - size < reservation.start:
+        return None
+    block = parameter_block.parse_end(memory.read(end - size, size))
     if block is None or not block.regions or block.control_pad.start != reservation.start:
         return None
     places = (*block.regions, block.elfcorehdr, block.control_pad)

@@ -2,8 +2,11 @@
 
 The segment is the compiled purgatory (code, constants, one stack page) and then
 the block. It is placed at the end of the reservation, so that the block is the
-reservation's last page: every other loader writes there, and a daemon that
-restarts can tell its own image from a foreign one.
+reservation's last page: other loaders write there, and a daemon that restarts can
+tell its own image from a foreign one. kexec_file_load(2) stops one page short of the
+end, though (measured on 6.1; locate_mem_hole_top_down in kernel/kexec_file.c takes the
+last byte's address for the end), so the stack page before the block begins with the
+image's mark as well: where the purgatory, which fills the page from its end, never gets.
 
 The block, as ``kdumphpd/image/purgatory/parameter_block.h`` declares it, little
 endian::
@@ -47,6 +50,8 @@ DIGEST_OFFSET = 352
 #: The purgatory's stack: the last page of the compiled file, the only one that
 #: it writes to (``purgatory.ld``).
 STACK_SIZE = 4096
+
+_STACK_MAGIC = b"kdumphpd stack".ljust(16, b"\0")
 
 _FIXED = struct.Struct("<16sII16sQQQQQQII")
 _REGION = struct.Struct("<QQ")
@@ -209,4 +214,19 @@ def purgatory_code_size() -> int:
 
 def purgatory_segment(block: ParameterBlock) -> bytes:
     """The purgatory segment, `purgatory_size` bytes: enter it at its first byte."""
-    return purgatory_binary() + block.pack()
+    stack = _stack_mark(block).ljust(STACK_SIZE, b"\0")
+    return purgatory_binary()[:-STACK_SIZE] + stack + block.pack()
+
+
+def parse_end(pages: bytes) -> ParameterBlock | None:
+    """The block of the image that was loaded last, or None if that is not ours.
+
+    Args:
+        pages: the last two pages of the reservation.
+    """
+    block = parse(pages[PAGE_SIZE:])
+    return block if block is not None and pages.startswith(_stack_mark(block)) else None
+
+
+def _stack_mark(block: ParameterBlock) -> bytes:
+    return _STACK_MAGIC + block.nonce

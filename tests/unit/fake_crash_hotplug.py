@@ -195,7 +195,8 @@ class CrashHotplugKernel(FakeKernel):
         for page in pages:
             self.write_memory(page, b"\xcc" * PAGE)
         text = b"elfcorehdr=0x%x " % first + command_line + b"\0"
-        top = self.reservation.end + 1
+        # locate_mem_hole_top_down takes the last byte's address for the end.
+        top = self.reservation.end // PAGE * PAGE
         digest = b"".join(hashlib.sha256(one).digest() for one in (kernel, initrd, text))
         params = bytearray(2 * PAGE)
         params[0x202:0x206] = b"HdrS"

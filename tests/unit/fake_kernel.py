@@ -352,12 +352,13 @@ class FakeKernel:
         """Another loader's image, as `kexec -p` or `kexec -s -p` leave the reservation.
 
         Both write the first MiB and the last one and leave the middle alone (where
-        kdumphpd's kernel and initrd lie); kexec_file_load has its header in the first.
+        kdumphpd's kernel and initrd lie); kexec_file_load has its header in the first, and
+        leaves the last page alone (measured on 6.1).
         """
         first = self.reservation.start
         last = self.reservation.end + 1 - MIB
-        for begin in (first, last):
-            self.write_memory(begin, _GARBAGE * MIB)
+        self.write_memory(first, _GARBAGE * MIB)
+        self.write_memory(last, _GARBAGE * (MIB - (PAGE if style == "kexec_file_load" else 0)))
         header = {"kexec_load": last + 0x61000, "kexec_file_load": first + 0x8000}[style]
         command_line = last + 0xFD000
         text = f"root=/dev/vda1 irqpoll nr_cpus=1 elfcorehdr={header // 1024}K".encode()

@@ -23,7 +23,7 @@ from kdumphpd.adopter import Adopter
 from kdumphpd.audit.audit import Audit, audit
 from kdumphpd.events.monitor import Drained, Uevent
 from kdumphpd.host import Host, open_host
-from kdumphpd.image.parameter_block import ParameterBlock, parse
+from kdumphpd.image.parameter_block import ParameterBlock, parse_end
 from kdumphpd.machine.ranges import Range, merge
 from kdumphpd.machine.snapshot import MachineReader
 from kdumphpd.report.fields import Details
@@ -203,9 +203,9 @@ class FakeHost:
     # --- oracles -----------------------------------------------------------------------
 
     def block(self) -> ParameterBlock | None:
-        """The parameter block in the reservation's last page."""
+        """The parameter block in the reservation's last page, if ours was the last loader."""
         end = self.kernel.reservation.end + 1
-        return parse(self.kernel.read_memory(end - PAGE, PAGE))
+        return parse_end(self.kernel.read_memory(end - 2 * PAGE, 2 * PAGE))
 
     def live_block(self) -> ParameterBlock:
         """The parameter block, which must be there."""
