@@ -8,9 +8,10 @@ kdump: one look takes kdump's lock, has the hotplug rules, asks, compares and de
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from kdumphpd.distribution import armed, unit_state
 from kdumphpd.distribution.adoption import Adoption, Decision, Loaded, Owner, Seen, Verdict
@@ -30,6 +31,16 @@ LOCK_SECONDS = 1.0
 LONG_HELD_USEC = 300_000_000
 
 
+class Watch(Protocol):
+    """Says which files changed; see `kdumphpd.distribution.watch.FileWatch`."""
+
+    def watch(self, paths: Iterable[Path]) -> None:
+        """Watch ``paths`` from here on."""
+
+    def drain(self) -> Changed:
+        """Take what changed, without blocking."""
+
+
 @dataclass(frozen=True)
 class Sight:
     """What a look found, and what follows.
@@ -39,6 +50,7 @@ class Sight:
         problem: why that is not known, so that what is loaded stays; empty if it is.
         busy: who holds kdump's lock; empty if nobody does.
         adoption: what was remembered when it was decided.
+        again: something changed while it was asked about.
     """
 
     host: Host
@@ -47,6 +59,7 @@ class Sight:
     problem: str
     busy: str
     adoption: Adoption
+    again: bool
 
     @property
     def adopt(self) -> bool:
@@ -79,6 +92,7 @@ class Adopter:
     Args:
         clock: microseconds of CLOCK_MONOTONIC.
         rules: the host's hotplug rules.
+        watch: for kdump's files.
         is_running: whether a unit is active; `unit_state.is_running`.
     """
 
@@ -86,10 +100,13 @@ class Adopter:
         self,
         clock: Callable[[], int],
         rules: HotplugRules,
+        watch: Watch,
         is_running: Callable[[str], bool | None] = unit_state.is_running,
     ) -> None:
         self._clock = clock
         self._rules = rules
+        self._watch = watch
+        self._watched: frozenset[Path] = frozenset()
         self._is_running = is_running
         self._adoption = Adoption()
         self._stays_out: State | None = None
@@ -106,13 +123,15 @@ class Adopter:
         """Whether a look is due."""
         return self._adoption.due(self._clock())
 
-    def changed(self, host: Host, changed: Changed) -> None:
-        """Note what changed among `watched`."""
+    def drain(self, host: Host) -> bool:
+        """Note what kdump did since the last time; whether it did anything."""
+        changed = self._watch.drain()
         acted = host.kdump is not None and not changed.paths.isdisjoint(host.kdump.loaded)
         if acted or changed.lost:
             self._adoption = self._adoption.acted(self._clock())
         elif changed:
             self._adoption = self._adoption.files_changed(self._clock())
+        return bool(changed)
 
     def noticed(self, look: Look) -> None:
         """Note that between two looks an image is not ours, or gone.
@@ -162,16 +181,21 @@ class Adopter:
             KdumphpdError: the machine cannot be looked at; with a configuration of our own
                 also if the files that it names cannot be used.
         """
-        adoption = replace(
-            self._adoption, lost_by_us=lost_by_us, fresh=self._adoption.fresh or fresh
-        )
+        # The files first: what changes while we ask and look is a hint to come.
+        self._watch_files(_own_files(host) | self._watched)
         problem = _problem(host)
+        self._watch_files(_own_files(host) | _image_files(host))
         with contextlib.ExitStack() as stack:
             busy = ""
             try:
                 stack.enter_context(host.lock.held(LOCK_SECONDS))
             except BusyError as error:
                 busy = str(error)
+            # Who has just let go of the lock has acted.
+            again = self.drain(host)
+            adoption = replace(
+                self._adoption, lost_by_us=lost_by_us, fresh=self._adoption.fresh or fresh
+            )
             self._guard(host, problem)
             look = host.keeper.look()
             loaded, problem = self._loaded(host, look, problem)
@@ -181,7 +205,7 @@ class Adopter:
                 kdump_busy=bool(busy),
                 kdump_running=self._kdump_running(host, loaded, adoption),
             )
-            yield Sight(host, look, adoption.decide(seen), problem, busy, adoption)
+            yield Sight(host, look, adoption.decide(seen), problem, busy, adoption, again)
 
     def done(self, sight: Sight) -> None:
         """Note that what ``sight`` asks for was done."""
@@ -192,6 +216,8 @@ class Adopter:
         self._adoption = sight.adoption.decided(self._clock(), sight.verdict)
         out = sight.verdict.decision is Decision.STAY_OUT
         self._stays_out = sight.look.state if out else None
+        if sight.again:
+            self._adoption = self._adoption.files_changed(self._clock())
 
     def failed(self, sight: Sight | None = None) -> None:
         """Note that it could not be done; it is tried again at growing gaps."""
@@ -201,6 +227,11 @@ class Adopter:
     def postponed(self, until: int) -> None:
         """Note that it has to wait."""
         self._adoption = replace(self._adoption, look_at=until)
+
+    def _watch_files(self, paths: frozenset[Path]) -> None:
+        if paths != self._watched:
+            self._watched = paths
+            self._watch.watch(paths)
 
     def _guard(self, host: Host, problem: str) -> None:
         """Have the hotplug rules before the look, unless there is nothing that we can do."""
@@ -232,14 +263,19 @@ class Adopter:
         return self._is_running(host.kdump.unit)
 
 
-def watched(host: Host) -> frozenset[Path]:
-    """The files whose change can mean another image."""
+def _own_files(host: Host) -> frozenset[Path]:
+    """Files that say when kdump has acted, or would load something else."""
     if host.owner is Owner.CONFIGURATION or host.kdump is None:
         return frozenset()
-    # Where kdump could not say, its own files say when that may change.
+    return frozenset((*host.kdump.loaded, *host.kdump.asked))
+
+
+def _image_files(host: Host) -> frozenset[Path]:
+    """The kernel and the initrd, where kdump has said which."""
     spec = host.source.known
-    files = (spec.kernel, spec.initrd) if spec else ()
-    return frozenset((*host.kdump.loaded, *host.kdump.asked, *files))
+    if host.owner is Owner.CONFIGURATION or spec is None:
+        return frozenset()
+    return frozenset((spec.kernel, spec.initrd))
 
 
 def _ours(host: Host, look: Look, problem: str) -> tuple[Loaded, str]:

@@ -32,17 +32,16 @@ def run_daemon(root: Root, kernel: Kernel, config: Path) -> int:
         KdumphpdError: it cannot start; what was loaded before still is.
     """
     with single_instance(root), _signals() as signals:
-        # In this order nothing falls between: uevents and files are waited for before
-        # the service takes the hotplug rules over, and it looks after that.
+        # In this order nothing falls between: uevents are waited for before the service
+        # takes the hotplug rules over, and it looks after that.
         monitor = UeventMonitor(kernel_monitor())
-        reporter, rules = open_reporter(), LiveHotplugRules(root)
+        reporter, rules, watch = open_reporter(), LiveHotplugRules(root), _file_watch()
         service = Service(
             lambda: open_host(root, kernel, config),
             reporter,
             monotonic_usec,
-            Adopter(monotonic_usec, rules),
+            Adopter(monotonic_usec, rules, watch),
         )
-        watch = _file_watch(service.watched)
         try:
             service.start()
             Loop(service, monitor, signals, Notifier(), watch).run()
@@ -53,9 +52,9 @@ def run_daemon(root: Root, kernel: Kernel, config: Path) -> int:
     return 0
 
 
-def _file_watch(paths: frozenset[Path]) -> FileWatch:
+def _file_watch() -> FileWatch:
     try:
-        return FileWatch(paths)
+        return FileWatch()
     except OSError as error:
         raise MachineError(
             f"inotify: {error.strerror}", "raise the sysctl fs.inotify.max_user_instances"
@@ -86,7 +85,6 @@ class Loop:
         self._signals = signals
         self._notifier = notifier
         self._watch = watch
-        self._watched: frozenset[Path] = frozenset()
         self._stopping = False
 
     def run(self) -> None:
@@ -95,10 +93,9 @@ class Loop:
         with selectors.DefaultSelector() as selector:
             selector.register(self._monitor, selectors.EVENT_READ, self._uevents)
             selector.register(self._signals, selectors.EVENT_READ, self._take_signals)
-            selector.register(self._watch, selectors.EVENT_READ, self._files)
+            selector.register(self._watch, selectors.EVENT_READ, self._service.files_changed)
             while not self._stopping:
                 self._notifier.status(self._service.status)
-                self._watch_what_counts()
                 for key, _ in selector.select(self._patience()):
                     key.data()
                 if not self._stopping:
@@ -113,14 +110,6 @@ class Loop:
 
     def _uevents(self) -> None:
         self._service.uevents(self._monitor.drain())
-
-    def _files(self) -> None:
-        self._service.files_changed(self._watch.drain())
-
-    def _watch_what_counts(self) -> None:
-        if self._watched != self._service.watched:
-            self._watched = self._service.watched
-            self._watch.watch(self._watched)
 
     def _take_signals(self) -> None:
         for number in self._signals.recv(64):

@@ -9,13 +9,11 @@ from __future__ import annotations
 import contextlib
 import enum
 from collections.abc import Callable
-from pathlib import Path
 
-from kdumphpd.adopter import LOCK_SECONDS, Adopter, Sight, watched
+from kdumphpd.adopter import LOCK_SECONDS, Adopter, Sight
 from kdumphpd.audit.audit import audit
 from kdumphpd.audit.compare import Verdict
 from kdumphpd.distribution.adoption import Owner
-from kdumphpd.distribution.watch import Changed
 from kdumphpd.errors import BusyError, KdumphpdError
 from kdumphpd.events.burst import Action, Burst, Outcome, Pace
 from kdumphpd.events.monitor import Drained
@@ -67,7 +65,6 @@ class Service:
         self._clock = clock
         self._adopter = adopter
         self._host = open_host()
-        self._watched = watched(self._host)
         self._burst = Burst.begin(Pace.of(self._host.config), clock())
         self._say = Account(reporter, lambda: self._burst.uevents)
         self._due = Due.NOTHING
@@ -79,11 +76,6 @@ class Service:
         """When `turn` has something to do if nothing comes in, in the clock's microseconds."""
         look_at, deadline = self._adopter.look_at, self._burst.deadline
         return deadline if look_at is None else min(look_at, deadline)
-
-    @property
-    def watched(self) -> frozenset[Path]:
-        """The files whose change `files_changed` wants to know."""
-        return self._watched
 
     @property
     def status(self) -> str:
@@ -174,9 +166,9 @@ class Service:
             self._say.record(Kind.ADOPTED, text, look_details(sight.look))
         self._follow(sight, Kind.UPDATED, "configuration read again, image loaded")
 
-    def files_changed(self, changed: Changed) -> None:
-        """Note that some of `watched` changed."""
-        self._adopter.changed(self._host, changed)
+    def files_changed(self) -> None:
+        """Note that files of the host's kdump changed."""
+        self._adopter.drain(self._host)
 
     def uevents(self, drained: Drained) -> None:
         """Note uevents that came in."""
@@ -285,7 +277,6 @@ class Service:
         """Do what a look asks for; what came of the load if it asks for one."""
         for text in self._adopter.news(sight):
             self._say.record(Kind.STATUS, text, Details(), Priority.WARNING)
-        self._watched = watched(sight.host)
         mended = None
         if sight.adopt:
             mended = self._load_wanted(sight, kind, what)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,6 +21,7 @@ import structlog
 
 from kdumphpd.adopter import Adopter
 from kdumphpd.audit.audit import Audit, audit
+from kdumphpd.distribution.watch import Changed
 from kdumphpd.events.monitor import Drained, Uevent
 from kdumphpd.host import Host, open_host
 from kdumphpd.image.parameter_block import ParameterBlock, parse_end
@@ -114,6 +115,26 @@ class Rules:
         return ""
 
 
+class Hints:
+    """Stands in for inotify: which files are watched, and what a test says of them."""
+
+    def __init__(self) -> None:
+        self.watched: frozenset[Path] = frozenset()
+        self._changed = Changed(frozenset(), lost=False)
+
+    def say(self, changed: Changed) -> None:
+        """At the next `drain`."""
+        before = self._changed
+        self._changed = Changed(before.paths | changed.paths, before.lost or changed.lost)
+
+    def watch(self, paths: Iterable[Path]) -> None:
+        self.watched = frozenset(paths)
+
+    def drain(self) -> Changed:
+        changed, self._changed = self._changed, Changed(frozenset(), lost=False)
+        return changed
+
+
 class FakeHost:
     """See the module's docstring."""
 
@@ -133,6 +154,7 @@ class FakeHost:
         self.clock = Clock()
         self.records = Records()
         self.rules = Rules()
+        self.hints = Hints()
         self.running: bool | None = None
         self.asked_units: list[str] = []
         self.write(KERNEL, bzimage())
@@ -163,7 +185,7 @@ class FakeHost:
         return open_host(self.root, self.kernel, CONFIG, self.clock)
 
     def service(self) -> Service:
-        adopter = Adopter(self.clock, self.rules, self.unit_is_running)
+        adopter = Adopter(self.clock, self.rules, self.hints, self.unit_is_running)
         return Service(self.open, Reporter(self.records), self.clock, adopter)
 
     def unit_is_running(self, unit: str) -> bool | None:

@@ -54,22 +54,22 @@ class Setup:
         self.monitor = monitor
         self.signals = signals
         self.records = Script()
+        self.watch = FileWatch()
         self.service = Service(
             lambda: open_host(host.root, host.kernel, CONFIG),
             Reporter(self.records),
             daemon.monotonic_usec,
-            Adopter(daemon.monotonic_usec, self.host.rules, self.host.unit_is_running),
+            Adopter(daemon.monotonic_usec, host.rules, self.watch, host.unit_is_running),
         )
 
     def send(self, *numbers: signal.Signals) -> None:
         self.signals.send(bytes(numbers))
 
     def run(self, reader: socket.socket, notifier: Notifier) -> None:
-        watch = FileWatch(self.service.watched)
         self.service.start()
-        Loop(self.service, UeventMonitor(self.monitor), reader, notifier, watch).run()
+        Loop(self.service, UeventMonitor(self.monitor), reader, notifier, self.watch).run()
         self.service.stop()
-        watch.close()
+        self.watch.close()
 
 
 @pytest.fixture

@@ -52,6 +52,12 @@ def loads(host: FakeHost) -> list[tuple[str, ...]]:
     return [call.names for call in host.kernel.calls]
 
 
+def hint(host: FakeHost, service: Service, changed: Changed) -> None:
+    """Files changed, and the daemon's loop passes that on."""
+    host.hints.say(changed)
+    service.files_changed()
+
+
 def is_ours(host: FakeHost) -> bool:
     return host.audit().managed_by == "kdumphpd"
 
@@ -68,7 +74,7 @@ def test_start_takes_over_the_image_that_kdump_loaded(host: FakeHost, kdump: Fak
     host.assert_complete()
     assert host.command_line().startswith(COMMAND_LINE)
     assert host.rules.ours
-    assert {str(path.relative_to(host.root.directory)) for path in service.watched} == {
+    assert {str(path.relative_to(host.root.directory)) for path in host.hints.watched} == {
         "var/crash/kexec_cmd",
         "var/crash/kdump_lock",
         "boot/vmlinuz",
@@ -104,7 +110,7 @@ def test_start_stays_out_while_kdump_is_stopped(
     assert not host.kernel.loaded
     assert host.rules.ours
 
-    service.files_changed(kdump.load())
+    hint(host, service, kdump.load())
     host.settle(service)
     assert host.records.kinds[2:] == [Kind.ADOPTED]
     host.assert_complete()
@@ -130,7 +136,7 @@ def test_start_leaves_an_administrators_image_alone(host: FakeHost, kdump: FakeK
     assert loads(host) == []
     (foreign,) = host.records.of(Kind.FOREIGN)
     assert "neither ours nor what kdump would load" in foreign.message
-    service.files_changed(kdump.load())
+    hint(host, service, kdump.load())
     host.settle(service)
     host.assert_complete()
 
@@ -184,7 +190,7 @@ def test_hotplug_is_answered_by_a_delta(host: FakeHost, service: Service) -> Non
 
 def test_kdump_loads_again(host: FakeHost, kdump: FakeKdump, service: Service) -> None:
     host.kernel.hot_add_memory(DIMM)
-    service.files_changed(kdump.load("root=/dev/vdb nr_cpus=1"))
+    hint(host, service, kdump.load("root=/dev/vdb nr_cpus=1"))
     host.settle(service)
     assert host.records[0].kind is Kind.ADOPTED
     assert host.records[0].message.startswith("kdump loaded its image; full load")
@@ -206,10 +212,10 @@ def test_kdump_stops_and_it_stays_stopped(
 
 def test_kdump_stops_and_starts_again(host: FakeHost, kdump: FakeKdump, service: Service) -> None:
     kdump.unload()
-    service.files_changed(LOST)
+    hint(host, service, LOST)
     host.settle(service)
     assert service.status.startswith("nothing is loaded: kdump is stopped")
-    service.files_changed(kdump.load())
+    hint(host, service, kdump.load())
     host.settle(service)
     host.assert_complete()
 
@@ -218,7 +224,7 @@ def test_a_rebuilt_initrd_is_loaded_once_it_has_settled(host: FakeHost, service:
     path = host.write(INITRD, b"rebuilt " * 1000)
     changed = Changed(frozenset({path}), lost=False)
     for _ in range(3):
-        service.files_changed(changed)
+        hint(host, service, changed)
         service.turn()
     assert loads(host) == []
     host.settle(service)
@@ -231,7 +237,7 @@ def test_a_rebuilt_initrd_is_loaded_once_it_has_settled(host: FakeHost, service:
 def test_a_touched_initrd_is_not_loaded(host: FakeHost, service: Service) -> None:
     path = host.root.path(INITRD)
     host.write(INITRD, path.read_bytes())
-    service.files_changed(Changed(frozenset({path}), lost=False))
+    hint(host, service, Changed(frozenset({path}), lost=False))
     host.settle(service)
     assert loads(host) == []
 
@@ -262,11 +268,11 @@ def test_a_load_waits_after_the_last_one(
 
     load = host.kernel.kexec_load
     host.kernel.kexec_load = slow  # type: ignore[method-assign]
-    service.files_changed(kdump.load("root=/dev/vda2 nr_cpus=1"))
+    hint(host, service, kdump.load("root=/dev/vda2 nr_cpus=1"))
     service.turn()
     host.assert_complete()
     began = host.clock.now
-    service.files_changed(kdump.load("root=/dev/vda3 nr_cpus=1"))
+    hint(host, service, kdump.load("root=/dev/vda3 nr_cpus=1"))
     service.turn()
     assert not is_ours(host)
     while not is_ours(host):
@@ -284,7 +290,7 @@ def test_a_kdump_that_cannot_say_is_one_record_and_deltas_go_on(
 ) -> None:
     good = kdump.command_path.read_text()
     host.write("/var/crash/kexec_cmd", "kexec -p 'unfinished\n")
-    service.files_changed(Changed(frozenset({kdump.command_path}), lost=False))
+    hint(host, service, Changed(frozenset({kdump.command_path}), lost=False))
     host.pass_time(service, 1000)
     (status,) = host.records.of(Kind.STATUS)
     assert "what is loaded stays" in status.message
@@ -323,7 +329,7 @@ def test_a_rule_that_cannot_be_shadowed_is_one_record(host: FakeHost, kdump: Fak
     host.rules.problem = "/run/udev/rules.d: Read-only file system"
     service = host.service()
     service.start()
-    service.files_changed(LOST)
+    hint(host, service, LOST)
     host.settle(service)
     (status,) = host.records.of(Kind.STATUS)
     assert status.priority is Priority.WARNING
@@ -360,10 +366,42 @@ def test_kdump_at_work_is_waited_for(
         host.pass_time(service, 300)
         (status,) = host.records.of(Kind.STATUS)
         assert "has been held by" in status.message
-    service.files_changed(changed)
+    hint(host, service, changed)
     host.settle(service)
     assert loads(host)
     host.assert_complete()
+
+
+def test_what_changes_during_a_look_is_looked_at_again(
+    host: FakeHost, kdump: FakeKdump, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hint(host, service, kdump.load("root=/dev/vdy nr_cpus=1"))
+    drain = host.hints.drain
+
+    def overtaken() -> Changed:
+        host.hints.say(kdump.ask_for("root=/dev/vdz nr_cpus=1"))
+        return drain()
+
+    monkeypatch.setattr(host.hints, "drain", overtaken)
+    service.turn()
+    monkeypatch.undo()
+    assert "root=/dev/vdy" in host.command_line()
+    host.settle(service)
+    assert "root=/dev/vdz" in host.command_line()
+    host.assert_complete()
+
+
+def test_who_lets_go_of_the_lock_has_acted(
+    host: FakeHost, kdump: FakeKdump, service: Service
+) -> None:
+    """Its end may be told while a look waits for the lock: that is no image by hand."""
+    kdump.by_hand(COMMAND_LINE)
+    service.uevents(uevents())
+    service.turn()
+    host.hints.say(kdump.ask_for(COMMAND_LINE))  # not passed on yet
+    host.settle(service)
+    host.assert_complete()
+    assert not host.records.of(Kind.FOREIGN)
 
 
 @pytest.mark.parametrize("running", [True, False])
@@ -376,7 +414,7 @@ def test_an_image_that_we_lost_comes_back_unless_kdump_was_stopped(
     service.uevents(uevents(16))
     service.turn()
     assert host.records.of(Kind.DISARMED)
-    service.files_changed(LOST)
+    hint(host, service, LOST)
     service.turn()
     host.kernel.fail_next(0, before_free=True, times=0)
     host.kernel._failures.clear()
@@ -416,7 +454,7 @@ class Administered(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(["root=/dev/a", "root=/dev/b"]))
     def kdump_loads(self, name: str) -> None:
-        self.service.files_changed(self.kdump.load(name))
+        hint(self.host, self.service, self.kdump.load(name))
         self.wanted = name
 
     @rule()
@@ -428,7 +466,7 @@ class Administered(RuleBasedStateMachine):
     def administrator_loads(self, hinted: bool) -> None:
         self.kdump.by_hand("init=/bin/sh")
         if hinted:
-            self.service.files_changed(LOST)
+            hint(self.host, self.service, LOST)
         self.wanted = "by hand"
 
     @rule(count=st.integers(0, 20))
