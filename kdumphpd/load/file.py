@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from collections.abc import Callable
 
 from kdumphpd.audit import read_back
 from kdumphpd.audit.compare import Verdict, compare
@@ -21,11 +20,10 @@ from kdumphpd.header.elf import EHDR
 from kdumphpd.image.boot_params import check_command_line
 from kdumphpd.image.layout import page_up
 from kdumphpd.image.plan import complete_command_line
-from kdumphpd.image.source import ImageSource
 from kdumphpd.load import probe, remembered
-from kdumphpd.load.loader import Loaded, NotDoneError
+from kdumphpd.load.loader import HostLoader, Loaded, NotDoneError
 from kdumphpd.load.remembered import Remembered
-from kdumphpd.load.syscalls import KEXEC_FILE_ON_CRASH, Kernel
+from kdumphpd.load.syscalls import KEXEC_FILE_ON_CRASH
 from kdumphpd.machine import reservation as reservations
 from kdumphpd.machine.files import Root
 from kdumphpd.machine.kcore import PhysicalMemory
@@ -53,30 +51,8 @@ _MEANINGS = {
 }
 
 
-class FileLoader:
-    """Has the kernel load the configured files.
-
-    Args:
-        root: the host.
-        kernel: makes the system calls.
-        reader: reads the machine.
-        source: the kernel, initrd and command line.
-        clock: microseconds of CLOCK_MONOTONIC.
-    """
-
-    def __init__(
-        self,
-        root: Root,
-        kernel: Kernel,
-        reader: MachineReader,
-        source: ImageSource,
-        clock: Callable[[], int],
-    ) -> None:
-        self._root = root
-        self._kernel = kernel
-        self._reader = reader
-        self._source = source
-        self._clock = clock
+class FileLoader(HostLoader):
+    """Has the kernel load the configured files; arguments as `HostLoader`."""
 
     def load(self, machine: Machine) -> Loaded:
         """Load, read back and remember.

@@ -68,8 +68,8 @@ class Loaded:
     problem: str = ""
 
 
-class Loader:
-    """Puts images into the reservation of one host.
+class HostLoader:
+    """What every way of loading by a system call works with.
 
     Args:
         root: the host.
@@ -92,7 +92,13 @@ class Loader:
         self._reader = reader
         self._source = source
         self._clock = clock
-        self._updates_refused = False
+
+
+class Loader(HostLoader):
+    """Puts images of our making into the reservation of one host; arguments as `HostLoader`."""
+
+    # Whether the kernel refused KEXEC_CRASH_HOTPLUG_SUPPORT once.
+    _updates_refused = False
 
     def plan(self, machine: Machine, keep: ParameterBlock | None = None) -> ImagePlan:
         """Plan the image for ``machine``.

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import settings
 
 import kdumphpd.image
+from kdumphpd.service import Service
+from tests.unit.host_fixture import FakeHost
 
 # A slow machine is no failure; speed is measured by the benchmark.
 settings.register_profile("kdumphpd", deadline=None)
@@ -18,6 +20,22 @@ settings.load_profile("kdumphpd")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BUILD = REPOSITORY / "build" / "purgatory"
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> FakeHost:
+    return FakeHost(tmp_path, crashkernel=64 << 20)
+
+
+@pytest.fixture
+def service(host: FakeHost) -> Service:
+    """Started and at rest; its records so far are forgotten."""
+    service = host.service()
+    service.start()
+    host.settle(service)
+    host.records.clear()
+    host.kernel.calls.clear()
+    return service
 
 
 @pytest.fixture(scope="session")

@@ -304,3 +304,9 @@ def bzimage(image: SyntheticBzImage | None = None) -> bytes:
     content = bytearray(image.image())
     content[(image.setup_sects + 1) * _SECTOR + _ENTRY] = _HLT[0]
     return bytes(content)
+
+
+def change(host: FakeHost, service: Service, count: int = 16) -> None:
+    """A DIMM comes and its uevents arrive."""
+    host.kernel.hot_add_memory(DIMM)
+    service.uevents(uevents(count))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import errno
-from pathlib import Path
 
 import pytest
 
 from kdumphpd.errors import ConfigError, ExitCode, InputError, KdumphpdError
 from kdumphpd.report.records import Kind, Priority
 from kdumphpd.service import Service
-from tests.unit.fake_kernel import MIB
 from tests.unit.host_fixture import (
     CONFIG,
     DIMM,
@@ -18,31 +16,9 @@ from tests.unit.host_fixture import (
     KERNEL,
     OTHER_DIMM,
     FakeHost,
+    change,
     uevents,
 )
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> FakeHost:
-    return FakeHost(tmp_path, crashkernel=64 * MIB)
-
-
-@pytest.fixture
-def service(host: FakeHost) -> Service:
-    """Started and at rest; its records so far are forgotten."""
-    service = host.service()
-    service.start()
-    host.settle(service)
-    host.records.clear()
-    host.kernel.calls.clear()
-    return service
-
-
-def change(host: FakeHost, service: Service, count: int = 16) -> None:
-    """A DIMM comes and its uevents arrive."""
-    host.kernel.hot_add_memory(DIMM)
-    service.uevents(uevents(count))
-
 
 # --- start -----------------------------------------------------------------------------
 
