@@ -57,6 +57,12 @@ _MERGE_USR = (
     'for d in bin sbin lib lib32 lib64 libx32; do ln -s usr/$d "$1/$d"; mkdir -p "$1/usr/$d"; done'
 )
 
+# Debian's own apt fetches them, as it does the packages.
+_FETCH = (
+    'mkdir "$1/var/lib/rig"; cd "$1/var/lib/rig";'
+    ' APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get download -q {}'
+)
+
 # Units that only cost time here; kexec-tools' own would unload or load behind us.
 _MASKED = (
     "apt-daily-upgrade.timer",
@@ -165,6 +171,8 @@ def _bootstrap(guest: Guest, root: Path) -> None:
     command += ["--architectures=amd64", f"--include={include}"]
     command += [f"--setup-hook={_MERGE_USR}"] if guest.merge_usr else []
     command += [f"--dpkgopt={option}" for option in _LEFT_OUT]
+    if guest.archives:
+        command += [f"--customize-hook={_FETCH.format(' '.join(guest.archives))}"]
     sources = _apt_sources(guest)
     # A mirror's copy of sid may be older than its Release file allows; this machine's
     # configuration says whether that matters.
@@ -225,6 +233,9 @@ def _add_wheels(guest: Guest, root: Path, wheels: Path) -> None:
     found = [str(path) for path in sorted(wheels.glob("*.whl"))]
     _run([*install, "--target", f"{root}{guest.site_packages}", *found], timeout=600)
     shutil.rmtree(wheels)
+    # By the guest's own Python. Uncompiled, they cost each start of a program seconds.
+    compiling = ["chroot", str(root), "python3", "-m", "compileall", "-q", guest.site_packages]
+    _run(compiling, timeout=300)
 
 
 def _configure(root: Path) -> None:

@@ -18,6 +18,7 @@ class Guest:
         python: version of the suite's /usr/bin/python3.
         packages: Python packages that the product needs, from the suite.
         wheels: what the product needs and the suite lacks or has too old, from PyPI.
+        archives: packages that some tests unpack; they lie in /var/lib/rig as .deb files.
         merge_usr: whether the suite's packages do not merge /usr by themselves.
         disguised: whether software emulation must pass for a hypervisor (options.py).
     """
@@ -30,6 +31,7 @@ class Guest:
     python: str
     packages: tuple[str, ...]
     wheels: tuple[str, ...]
+    archives: tuple[str, ...] = ()
     merge_usr: bool = False
     disguised: bool = False
 
@@ -62,6 +64,8 @@ BOOKWORM = Guest(
     python="3.11",
     packages=_PYTHON_PACKAGES,
     wheels=("pydantic>=2",),
+    # Installed, its udev rule and its initrd would be part of every test.
+    archives=("kdump-tools",),
 )
 
 TRIXIE = Guest(
