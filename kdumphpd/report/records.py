@@ -45,7 +45,7 @@ class Kind(enum.Enum):
     ADOPTED = Record(
         "8700ea7fce3e41f6b874e8930da8a36e",
         Priority.INFO,
-        "An image that is already loaded was verified as ours and is kept.",
+        "The wanted image is kept, or was loaded in the place of the one kdump loaded.",
     )
     UPDATED = Record(
         "54d92c7e979243de882459a625528215",

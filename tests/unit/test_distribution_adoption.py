@@ -210,7 +210,8 @@ class Host(RuleBasedStateMachine):
     @rule(fails=st.sampled_from(["no", "no", "no", "harmless", "lost"]))
     def look(self, fails: str) -> None:
         before = self.image
-        first, acted = not self.watched, self.adoption.kdump_acted
+        # A look whose load failed has decided nothing: the next one is still the first.
+        first, acted = self.adoption.fresh, self.adoption.kdump_acted
         self.watched = True
         verdict = self.adoption.decide(
             Seen(self._loaded(), Owner.KDUMP, kdump_running=self.running)

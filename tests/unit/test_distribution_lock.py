@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kdumphpd.distribution import lock
+from kdumphpd.distribution.lock import KdumpLock
 from kdumphpd.errors import BusyError, PermissionMissingError
 from kdumphpd.machine.files import Root
 
@@ -101,3 +102,20 @@ def test_no_lock_at_all() -> None:
     with lock.hold(None, LIVE):
         pass
     assert not lock.is_held(None, LIVE)
+
+
+def test_the_lock_is_let_go_for_kdumps_own_command(tmp_path: Path) -> None:
+    path = tmp_path / "kdump"
+    kdump = KdumpLock(path, LIVE)
+    for _ in range(2):
+        with kdump.held():
+            assert not flock_says(path)
+            kdump.let_go()
+            assert flock_says(path)
+        with kdump.held():
+            assert not flock_says(path)
+        assert flock_says(path)
+
+
+def test_let_go_of_what_is_not_held() -> None:
+    KdumpLock(None, LIVE).let_go()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from kdumphpd import cli
 from kdumphpd.distribution.watch import Changed
 from kdumphpd.errors import KdumphpdError
 from kdumphpd.load.segments import Segment
@@ -174,6 +176,27 @@ def test_start_whose_load_leaves_nothing_goes_on_until_it_is_armed(
     assert host.records.of(Kind.DISARMED)[0].priority is Priority.CRIT
     host.settle(service)
     host.assert_complete()
+
+
+@pytest.mark.parametrize("needs_file_load", [False, True])
+def test_plan_says_where_each_value_comes_from(
+    host: FakeHost, kdump: FakeKdump, capsys: pytest.CaptureFixture[str], needs_file_load: bool
+) -> None:
+    kdump.ask_for()
+    if needs_file_load:
+        host.root.path("/sys/kernel/config/crash_dm_crypt_keys/luks-1").mkdir(parents=True)
+    assert cli.main(["plan", "--json"], host.root, host.kernel) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["origin"] == "kdump-tools"
+    assert set(plan["origins"]) == {"kernel", "initrd", "command_line", "kexec_arguments"}
+    assert str(kdump.command_path) in plan["origins"]["command_line"]
+    assert bool(plan["needs_file_load"]) == needs_file_load
+    assert cli.main(["plan"], host.root, host.kernel) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(
+        f"{name.replace('_', ' ')}: {origin}" in shown for name, origin in plan["origins"].items()
+    )
+    assert ("LUKS luks-1" in shown) == needs_file_load
 
 
 # --- what kdump does -------------------------------------------------------------------

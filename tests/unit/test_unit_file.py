@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from kdumphpd.distribution import udev_rules
 from kdumphpd.errors import ExitCode
 
 UNIT = Path(__file__).parents[2] / "systemd" / "kdumphpd.service"
@@ -72,6 +73,40 @@ def test_kexec_is_allowed_and_reboot_is_not() -> None:
     assert {"kexec_load", "kexec_file_load"} <= set(allowed)
     assert "@reboot" not in allowed
     assert "reboot" not in allowed
+
+
+def test_the_rules_are_given_back_however_it_ends(tmp_path: Path) -> None:
+    """ExecStopPost= with a shell, as systemd would run it, on a directory of ours."""
+    command = re.search(r"^ExecStopPost=-/bin/sh -c '(.*?)'$", UNIT.read_text(), re.M | re.S)
+    assert command is not None
+    script = command[1].replace("\\\n", " ").replace("$$", "$")
+    assert set(udev_rules.RULES) == {f"{word}.rules" for word in re.findall(r"\d\d-[\w-]+", script)}
+    rules = tmp_path / "rules.d"
+    rules.mkdir()
+    for name in udev_rules.RULES:
+        (rules / name).write_text(udev_rules.shadow_text())
+    saved = rules / (udev_rules.RULES[2] + udev_rules.SAVED_SUFFIX)
+    saved.write_text("theirs")
+    (rules / "10-other.rules").write_text("# kdumphpd has no part in this")
+    script = script.replace(udev_rules.RUN_DIRECTORY, str(rules))
+    for _ in range(2):
+        subprocess.run(["sh", "-c", script.replace("udevadm", "true")], check=True)
+        left = {path.name: path.read_text() for path in rules.iterdir()}
+        assert left.keys() == {"10-other.rules", udev_rules.RULES[2]}
+        assert left[udev_rules.RULES[2]] == "theirs"
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
+def test_its_exposure_stays_low() -> None:
+    run = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=40", str(UNIT)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "unrecognized option" in run.stderr:
+        pytest.skip("systemd-analyze security reads no files before 250")
+    assert run.returncode == 0, run.stdout
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
