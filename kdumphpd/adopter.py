@@ -147,18 +147,26 @@ class Adopter:
             f"what kdump would load is not known, what is loaded stays: {sight.problem}"
         )
         rules = self._rules_problem and f"hotplug rules: {self._rules_problem}"
-        texts = {"asked": problem, "rules": rules, "lock": self.long_busy(sight.busy)}
-        return [text for name, text in texts.items() if self._is_news(name, text)]
+        texts = {"asked": problem, "rules": rules}
+        news = [text for name, text in texts.items() if self._is_news(name, text)]
+        return [*news, *self.held_up(sight.busy)]
 
-    def long_busy(self, busy: str) -> str:
-        """Note that kdump's lock is held, or that it is not; ``busy`` if that is so for long."""
+    def held_up(self, busy: str) -> list[str]:
+        """What to say of kdump's lock.
+
+        Args:
+            busy: who holds it; empty if we got it.
+
+        Returns:
+            ``busy``, once, when that has been so for long.
+        """
         now = self._clock()
         if not busy:
             self._busy_since = None
         elif self._busy_since is None:
             self._busy_since = now
         held = self._busy_since is not None and now - self._busy_since >= LONG_HELD_USEC
-        return busy if held else ""
+        return [busy] if self._is_news("lock", busy if held else "") else []
 
     def _is_news(self, name: str, text: str) -> bool:
         if not text:

@@ -243,9 +243,12 @@ class Service:
         """Load what is due, unless kdump is at work."""
         try:
             with self._host.lock.held(LOCK_SECONDS):
+                self._adopter.held_up("")
                 return Outcome.UPDATED if self._act(look) else Outcome.FAILED
         except BusyError as error:
             self._say.status = f"{look.state.value}: an update waits, {error}"
+            for text in self._adopter.held_up(str(error)):
+                self._say.record(Kind.STATUS, text, look_details(look), Priority.WARNING)
             return Outcome.HELD
         except KdumphpdError as error:
             unloaded = look.state is State.UNLOADED

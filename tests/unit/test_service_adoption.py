@@ -370,6 +370,9 @@ def test_an_update_waits_for_kdumps_lock(
         host.pass_time(service, 60)
         assert loads(host) == []
         assert "kdump_lock" in service.status
+        assert host.records.kinds == []
+        host.pass_time(service, 600)
+        assert host.records.kinds == [Kind.STATUS], "held for ever is worth one record"
     host.settle(service)
     assert loads(host) == [("elfcorehdr",)]
     host.assert_complete()
