@@ -342,7 +342,7 @@ class Service:
         return True
 
     def _report_failure(self, look: Look, mended: Mended) -> None:
-        problem = "; ".join(mended.failures)
+        problem = mended.text
         unloaded = not (mended.armed or mended.dropped or look.state is State.UNLOADED)
         if mended.busy or mended.overtaken or unloaded:
             # Another program is at work: the next look sees what it has done.

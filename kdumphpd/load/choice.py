@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kdumphpd.load.keeper import Look, Mended, State
+from kdumphpd.load.ladder import Obstacle, told
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Choice:
     """Remembers what was said of it, and since when the kernel owes an update."""
 
     def __init__(self) -> None:
-        self._way: tuple[str, tuple[str, ...]] = ("kexec_load", ())
+        self._way: tuple[str, tuple[Obstacle, ...]] = ("kexec_load", ())
         self._stale_since: int | None = None
         self.managed = False
 
@@ -33,14 +34,14 @@ class Choice:
             return None
         ordinary = loaded.backend in ("delta", "full")
         # A rung that failed is recorded with the failure; these are rungs not tried at all.
-        way = ("kexec_load" if ordinary else loaded.backend, mended.reasons)
+        way = ("kexec_load" if ordinary else loaded.backend, mended.ruled_out)
         known, self._way = self._way == way, way
         if known:
             return None
-        why = "; ".join(mended.reasons) or "; ".join(mended.failures)
+        why = "; ".join(told(mended.ruled_out) or mended.failures)
         if ordinary and not why:
             return News("kexec_load is possible again and used from here on", loaded.backend)
-        return News(f"loading by {way[0]}: {why}", loaded.backend)
+        return News(f"loading by {way[0]}; {why}", loaded.backend)
 
     def looked(self, look: Look) -> News | None:
         """What to say after a look; None if nothing changed about who updates the header."""

@@ -13,7 +13,7 @@ from kdumphpd.events.changes import Change, difference
 from kdumphpd.header import elfcorehdr
 from kdumphpd.image.parameter_block import ParameterBlock
 from kdumphpd.load import remembered
-from kdumphpd.load.ladder import Rung
+from kdumphpd.load.ladder import Obstacle, Rung, told
 from kdumphpd.load.loader import Loaded, NotDoneError, OvertakenError, dropped
 from kdumphpd.load.remembered import Remembered
 from kdumphpd.load.rungs import Rungs
@@ -62,19 +62,29 @@ class Mended:
 
     Attributes:
         loaded: the load that succeeded, or None.
-        failures: what was tried before and why it failed, a sentence each.
+        failed: the rungs that were tried before, and why each failed.
         armed: whether a crash kernel is loaded now.
         cause: the last failure, if nothing was loaded.
         dropped: whether an attempt had the kernel free the image that was loaded before.
-        reasons: why better ways of loading were left out.
+        ruled_out: the better rungs that were not tried; all of them if the ladder has ended.
     """
 
     loaded: Loaded | None
-    failures: tuple[str, ...]
+    failed: tuple[Obstacle, ...]
     armed: bool
     cause: KdumphpdError | None = None
     dropped: bool = False
-    reasons: tuple[str, ...] = ()
+    ruled_out: tuple[Obstacle, ...] = ()
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What was tried before and why it failed, a clause each."""
+        return told(self.failed)
+
+    @property
+    def text(self) -> str:
+        """Every rung that was tried or ruled out, with its reason."""
+        return "; ".join(told((*self.failed, *self.ruled_out)))
 
     @property
     def busy(self) -> bool:
@@ -90,7 +100,7 @@ class Mended:
     def error(self) -> KdumphpdError:
         """The failure as one error, with the exit code of its cause."""
         armed = "the crash kernel that was loaded still is" if self.armed else "NOTHING is loaded"
-        error = KdumphpdError("; ".join((*self.failures, armed)))
+        error = KdumphpdError("; ".join(filter(None, (self.text, armed))))
         if self.cause is not None:
             error.exit_code = self.cause.exit_code
         return error
@@ -177,20 +187,19 @@ class Keeper:
     def _climb(self, machine: Machine, block: ParameterBlock | None) -> Mended:
         """Try one rung after the other; each that fails is followed by the next at once."""
         way = self._rungs.route(own_image=block is not None)
-        failed = Mended(None, (), reservations.crash_loaded(self._root), reasons=way.reasons)
+        failed = Mended(None, (), reservations.crash_loaded(self._root))
         for rung in way.rungs:
             try:
                 loaded = self._try(rung, machine, block)
             except KdumphpdError as error:
                 failed = self._failed(failed, rung, error)
                 if failed.busy or failed.overtaken or not _climbs(failed):
-                    return failed
+                    return replace(failed, ruled_out=way.above(rung))
             else:
                 self._loaded(loaded)
-                return Mended(loaded, failed.failures, armed=True, reasons=way.reasons)
-        if failed.cause is None:
-            return replace(failed, failures=way.reasons, cause=LoadError("; ".join(way.reasons)))
-        return failed
+                return Mended(loaded, failed.failed, armed=True, ruled_out=way.above(rung))
+        failed = replace(failed, ruled_out=way.ruled_out)
+        return failed if failed.cause else replace(failed, cause=LoadError(failed.text))
 
     def _try(self, rung: Rung, machine: Machine, block: ParameterBlock | None) -> Loaded:
         if rung is Rung.DELTA and block is not None:
@@ -212,8 +221,8 @@ class Keeper:
         self._verified = None
         armed = reservations.crash_loaded(self._root)
         gone = before.dropped or dropped(cause) or (before.armed and not armed)
-        failures = (*before.failures, f"{rung.value}: {cause}")
-        return replace(before, failures=failures, armed=armed, cause=cause, dropped=gone)
+        tried = (*before.failed, (rung, str(cause)))
+        return replace(before, failed=tried, armed=armed, cause=cause, dropped=gone)
 
     def _intact(self, block: ParameterBlock) -> bool:
         with PhysicalMemory(self._root) as memory:

@@ -17,7 +17,9 @@ Everything here is pure.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 
 from kdumphpd.load.probe import Allowed
 
@@ -31,12 +33,24 @@ class Rung(enum.Enum):
     COMMAND = "command"
 
 
+_ORDER = tuple(Rung)
+_NO_COMMAND = "none is configured ([update] command)"
+
+#: A rung, and why it is not taken: a failure, or what rules it out.
+Obstacle = tuple[Rung, str]
+
+
 @dataclass(frozen=True)
 class Route:
-    """The rungs to try, best first, and why the ones above the first are left out."""
+    """The rungs to try, best first, and why the others are ruled out."""
 
     rungs: tuple[Rung, ...]
-    reasons: tuple[str, ...] = ()
+    ruled_out: tuple[Obstacle, ...] = ()
+
+    def above(self, rung: Rung) -> tuple[Obstacle, ...]:
+        """What is ruled out and would be better than ``rung``."""
+        limit = _ORDER.index(rung)
+        return tuple(one for one in self.ruled_out if _ORDER.index(one[0]) < limit)
 
 
 def route(
@@ -50,25 +64,23 @@ def route(
         needs_file_load: why kexec_load(2) cannot carry the image; empty if it can.
         command: whether a command is known.
     """
-    if allowed.firmware_dump:
-        closed = (allowed.firmware_dump,)
-        return Route((Rung.COMMAND,), closed) if command else Route((), (*closed, _NO_COMMAND))
-    rungs: list[Rung] = []
-    reasons: list[str] = []
-    refusal = needs_file_load or allowed.kexec_load.reason
-    if refusal:
-        reasons.append(refusal)
-    else:
-        rungs += [Rung.DELTA, Rung.FULL] if own_image else [Rung.FULL]
-    if allowed.kexec_file_load:
-        rungs.append(Rung.FILE)
-    elif not rungs and allowed.kexec_file_load.reason not in reasons:
-        reasons.append(allowed.kexec_file_load.reason)
-    if command:
-        rungs.append(Rung.COMMAND)
-    elif not rungs:
-        reasons.append(_NO_COMMAND)
-    return Route(tuple(rungs), tuple(reasons))
+    load = allowed.firmware_dump or needs_file_load or allowed.kexec_load.reason
+    refusals = {
+        Rung.DELTA: load,
+        Rung.FULL: load,
+        Rung.FILE: allowed.firmware_dump or allowed.kexec_file_load.reason,
+        Rung.COMMAND: "" if command else _NO_COMMAND,
+    }
+    return Route(
+        tuple(one for one in Rung if not refusals[one] and (one is not Rung.DELTA or own_image)),
+        tuple((one, refusals[one]) for one in Rung if refusals[one]),
+    )
 
 
-_NO_COMMAND = "no command is configured ([update] command)"
+def told(obstacles: Iterable[Obstacle]) -> tuple[str, ...]:
+    """A clause for each obstacle, in the ladder's order; rungs that share a reason share one."""
+    ordered = sorted(obstacles, key=lambda one: _ORDER.index(one[0]))
+    return tuple(
+        f"{', '.join(rung.value for rung, _ in same)}: {reason}"
+        for reason, same in groupby(ordered, key=lambda one: one[1])
+    )

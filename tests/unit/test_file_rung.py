@@ -11,6 +11,7 @@ from kdumphpd.audit.compare import Verdict
 from kdumphpd.errors import ImageError, KdumphpdError, MachineError
 from kdumphpd.host import Host
 from kdumphpd.load.keeper import Mended, State
+from kdumphpd.load.ladder import Rung
 from kdumphpd.load.remembered import STATE
 from tests.unit.fake_kernel import MIB
 from tests.unit.host_fixture import COMMAND_LINE, DIMM, INITRD, KERNEL, OTHER_DIMM
@@ -42,9 +43,8 @@ def test_the_kernel_makes_the_image(host: HotplugHost) -> None:
     assert mended.loaded
     assert mended.loaded.backend == "file"
     assert mended.loaded.unarmed_usec == 2_500_000
-    assert mended.reasons == (
-        "kexec_load: ENOSYS, this kernel, or the unit's system call filter, has none",
-    )
+    refusal = "kexec_load: ENOSYS, this kernel, or the unit's system call filter, has none"
+    assert mended.ruled_out == ((Rung.DELTA, refusal), (Rung.FULL, refusal))
     assert not host.kernel.calls
     assert host.file_arguments()[1] == f"{COMMAND_LINE} acpi_no_memhotplug"
     host.assert_described()
