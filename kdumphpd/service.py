@@ -228,6 +228,8 @@ class Service:
             self._due = Due.NOTHING
             self._say.current(look)
             return Outcome.CURRENT
+        if look.state is State.DAMAGED:
+            self._due = Due.IMAGE
         patience = self._burst.pace.interval_usec
         if self._due is Due.NOTHING and self._say.choice.leaves(look, self._clock(), patience):
             self._say.status = "stale: the kernel, which updates this header, gets time to do so"

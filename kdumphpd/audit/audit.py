@@ -112,6 +112,9 @@ def _audit_loaded(root: Root, reader: MachineReader, verify: bool) -> Audit:
     place = reservations.find(root, reader.resources()).main
     with PhysicalMemory(root) as memory:
         block = read_back.find_own(memory, place)
+        if block is None and read_back.is_torn(memory, place):
+            reason = "the image's parameter block is damaged, or another version of kdumphpd's"
+            return Audit(Verdict.DAMAGED, True, "kdumphpd", verified=False, reasons=(reason,))
         if block is None:
             image = remembered.recall(root)
             if image is None or not image.is_loaded(memory, place):

@@ -46,15 +46,22 @@ def find_own(memory: Memory, reservation: Range) -> ParameterBlock | None:
     Other loaders write there, so what is there was loaded last. It
     must also lie where it says, in this very reservation.
     """
-    size = 2 * parameter_block.PAGE_SIZE
-    end = (reservation.end + 1) // parameter_block.PAGE_SIZE * parameter_block.PAGE_SIZE
-    if end - size < reservation.start:
-        return None
-    block = parameter_block.parse_end(memory.read(end - size, size))
+    block = parameter_block.parse_end(_last_pages(memory, reservation))
     if block is None or not block.regions or block.control_pad.start != reservation.start:
         return None
     places = (*block.regions, block.elfcorehdr, block.control_pad)
     return block if all(reservation.contains(one) for one in places) else None
+
+
+def is_torn(memory: Memory, reservation: Range) -> bool:
+    """Whether the image is ours, but its parameter block is damaged; where `find_own` is None."""
+    return parameter_block.is_torn(_last_pages(memory, reservation))
+
+
+def _last_pages(memory: Memory, reservation: Range) -> bytes:
+    size = 2 * parameter_block.PAGE_SIZE
+    end = (reservation.end + 1) // parameter_block.PAGE_SIZE * parameter_block.PAGE_SIZE
+    return memory.read(end - size, size) if end - size >= reservation.start else b""
 
 
 def entry(block: ParameterBlock) -> int:

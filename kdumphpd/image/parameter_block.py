@@ -46,6 +46,7 @@ MAGIC = b"kdumphpd image".ljust(16, b"\0")
 VERSION = 1
 MAX_REGIONS = 16
 DIGEST_OFFSET = 352
+_NONCE_OFFSET = 24
 
 #: The purgatory's stack: the last page of the compiled file, the only one that
 #: it writes to (``purgatory.ld``).
@@ -226,6 +227,26 @@ def parse_end(pages: bytes) -> ParameterBlock | None:
     """
     block = parse(pages[PAGE_SIZE:])
     return block if block is not None and pages.startswith(_stack_mark(block)) else None
+
+
+def is_torn(pages: bytes) -> bool:
+    """Whether an image of ours was loaded last although `parse_end` knows none.
+
+    Its block then was damaged in memory, or another version of kdumphpd wrote it. Another
+    loader overwrites one of the pages, and with that two of these three.
+
+    Args:
+        pages: the last two pages of the reservation.
+    """
+    stack, page = pages[:PAGE_SIZE], pages[PAGE_SIZE:]
+    start = len(_STACK_MAGIC)
+    nonce = stack[start : start + 16]
+    signs = (
+        stack.startswith(_STACK_MAGIC),
+        page.startswith(MAGIC),
+        any(nonce) and page[_NONCE_OFFSET : _NONCE_OFFSET + 16] == nonce,
+    )
+    return sum(signs) >= 2
 
 
 def _stack_mark(block: ParameterBlock) -> bytes:

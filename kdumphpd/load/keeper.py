@@ -28,6 +28,7 @@ class State(enum.Enum):
 
     CURRENT = "current"  # an image of ours, its header describes the machine
     STALE = "stale"  # an image of ours, its header does not
+    DAMAGED = "damaged"  # an image of ours, what it says of itself cannot be read
     FOREIGN = "foreign"  # an image that another program loaded
     UNLOADED = "unloaded"
 
@@ -53,7 +54,8 @@ class Look:
     @property
     def ours(self) -> bool:
         """Whether the loaded image is there by our doing."""
-        return self.block is not None or self.image is not None
+        made = self.block is not None or self.image is not None
+        return made or self.state is State.DAMAGED
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,8 @@ class Keeper:
             block = read_back.find_own(memory, place)
             if block is not None:
                 address, size = block.elfcorehdr.start, block.elfcorehdr.size
+            elif read_back.is_torn(memory, place):
+                return Look(machine, State.DAMAGED)
             else:
                 image = self._image or remembered.recall(self._root)
                 if image is None or not image.is_loaded(memory, place):

@@ -70,6 +70,30 @@ def test_another_loader_takes_that_page(host: FakeHost, memory: PhysicalMemory, 
     assert read_back.find_own(memory, host.kernel.reservation) is None
 
 
+@pytest.mark.parametrize("style", ["kexec_load", "kexec_file_load"])
+def test_another_loader_leaves_too_little_to_look_like_damage(
+    host: FakeHost, memory: PhysicalMemory, style: str
+) -> None:
+    assert not read_back.is_torn(memory, Range(0x1000, 0x1FFF))
+    host.kernel.foreign_load(style)
+    assert not read_back.is_torn(memory, host.kernel.reservation)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_damage_to_the_mark_leaves_it_ours(shared: FakeHost, data: st.DataObject) -> None:
+    end = shared.kernel.reservation.end + 1
+    known = st.integers(end - PAGE, end - 1) | st.integers(end - 2 * PAGE, end - 2 * PAGE + 31)
+    with PhysicalMemory(shared.root) as memory:
+        address = data.draw(known)
+        shared.flip(address)
+        found = read_back.find_own(memory, shared.kernel.reservation)
+        torn = found is None and read_back.is_torn(memory, shared.kernel.reservation)
+        damaged = found is not None and not read_back.intact(memory, found)
+        shared.flip(address)
+    assert torn or damaged
+
+
 def test_a_block_of_another_reservation_is_not_ours(host: FakeHost, memory: PhysicalMemory) -> None:
     place = host.kernel.reservation
     for other in (
