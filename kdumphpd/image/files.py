@@ -46,6 +46,16 @@ class ImageFile:
             )
         return size
 
+    def content(self) -> LockedBuffer:
+        """The whole file as it is now.
+
+        Not a mapping of it: reading one that shrinks kills the process (SIGBUS).
+
+        Raises:
+            ImageError: it is empty or shrinks while it is read.
+        """
+        return LockedBuffer.read(self.fd, 0, self.size(), f"{self.role} {self.path}")
+
     def read(self) -> LockedBuffer:
         """The whole file, as it was when it was read the first time.
 
@@ -56,14 +66,14 @@ class ImageFile:
             ImageError: it is empty or shrinks while it is read.
             InputError: the path cannot be opened anew.
         """
-        content = self._content()
+        content = self.content()
         digest = _digest(content)
         if self._digest not in (None, digest):
             content.close()
             fresh = _open(self.role, self.path)
             os.close(self.fd)
             self.fd = fresh
-            content = self._content()
+            content = self.content()
             digest = _digest(content)
         self._digest = digest
         return content
@@ -77,9 +87,6 @@ class ImageFile:
     def close(self) -> None:
         """Let go of the file."""
         os.close(self.fd)
-
-    def _content(self) -> LockedBuffer:
-        return LockedBuffer.read(self.fd, 0, self.size(), f"{self.role} {self.path}")
 
 
 def _open(role: str, path: Path) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,9 +125,7 @@ class ImageSource:
 
 def _parse(kernel: ImageFile, *, five_level: bool) -> BzImage:
     name = f"kernel {kernel.path}"
-    if kernel.size() == 0:
-        return bzimage.parse(b"", name, five_level_paging=five_level)
-    with mmap.mmap(kernel.fd, 0, access=mmap.ACCESS_READ) as content, memoryview(content) as view:
+    with kernel.content() as content, content.view() as view:
         place = uki.linux_section(view, name)
         if place is None:
             return bzimage.parse(view, name, five_level_paging=five_level)
