@@ -103,6 +103,7 @@ class PhysicalMemory:
             raise InputError(
                 f"{path}: {error.strerror}", "the kernel needs CONFIG_PROC_KCORE"
             ) from error
+        self._parsed: tuple[bytes, AddressMap] | None = None
 
     def __enter__(self) -> PhysicalMemory:
         return self
@@ -117,9 +118,13 @@ class PhysicalMemory:
 
     def address_map(self) -> AddressMap:
         """Read the headers anew: hotplug adds mappings and can move every file offset."""
-        head = self._pread(elf.EHDR.size, 0)
-        extent = elf.core_extent(head)
-        return parse(self._pread(extent.size, 0) if extent else head)
+        headers = self._pread(elf.EHDR.size, 0)
+        extent = elf.core_extent(headers)
+        if extent is not None:
+            headers = self._pread(extent.size, 0)
+        if self._parsed is None or self._parsed[0] != headers:
+            self._parsed = (headers, parse(headers))
+        return self._parsed[1]
 
     def read(self, address: int, size: int) -> bytes:
         """``size`` bytes of physical memory at ``address``.
