@@ -69,7 +69,11 @@ def update(context: Context) -> int:
                 "replace it with kdumphpd load if that is what you want",
             )
         if look.state is State.CURRENT:
-            return _show(context, {"changed": False}, "unchanged: the loaded header is current")
+            # The look compared the header; the rest may have changed in memory.
+            verdict = run_audit(host.root, host.reader).verdict
+            if verdict is not Verdict.DAMAGED:
+                result = {"changed": False, "verdict": verdict.value}
+                return _show(context, result, "unchanged: the loaded header is current")
         mended = host.keeper.mend(look)
     return _show_load(context, host, look.machine, mended)
 

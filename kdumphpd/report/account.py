@@ -74,7 +74,7 @@ class Account:
                 latency_usec=None
                 if first_uevent is None
                 else max(0, loaded.live_at - first_uevent),
-                verdict=None if loaded.problem else Verdict.COMPLETE.value,
+                verdict=None if loaded.problem else _verdict(look).value,
             ),
         )
         self.status = loaded.problem or complete(look)
@@ -128,3 +128,8 @@ class Account:
     def begin_anew(self) -> None:
         """With another configuration every trouble is news."""
         self._trouble = OnceUntilChanged()
+
+
+def _verdict(look: Look) -> Verdict:
+    """What a load of what was looked at comes to: a CPU without notes is not in it yet."""
+    return Verdict.STALE if look.machine.missing_notes else Verdict.COMPLETE

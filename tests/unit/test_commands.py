@@ -63,13 +63,16 @@ def test_json(host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
     assert loaded["verdict"] == "complete"
     assert loaded["cpus"] == [0, 1]
     assert loaded["memory"] == [[one.start, one.end] for one in host.machine_ram()]
-    assert run_json(host, capsys, "update") == (0, {"changed": False})
+    assert run_json(host, capsys, "update") == (0, {"changed": False, "verdict": "complete"})
     host.kernel.hot_add_cpu(3)
     code, updated = run_json(host, capsys, "update")
     assert (code, updated["backend"], updated["cpus"]) == (0, "delta", [0, 1, 3])
     host.flip(host.live_block().regions[0].start)
     code, found = run_json(host, capsys, "audit")
     assert (code, found["verdict"], found["image"]["verified"]) == (1, "damaged", False)
+    code, repaired = run_json(host, capsys, "update")
+    assert (code, repaired["backend"], repaired["verdict"]) == (0, "full", "complete")
+    assert "damaged" in repaired["failures"][0]
 
 
 def test_a_load_that_needed_two_attempts_says_what_failed(

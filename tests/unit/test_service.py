@@ -67,11 +67,13 @@ def test_start_says_it_if_a_stale_image_cannot_be_repaired_yet(host: FakeHost) -
     assert service.status.startswith("complete")
 
 
-@pytest.mark.parametrize("damaged", [True, False])
-def test_start_replaces_what_is_not_the_configured_image(host: FakeHost, damaged: bool) -> None:
+@pytest.mark.parametrize("changed", ["kernel", "parameter block", "file"])
+def test_start_replaces_what_is_not_the_configured_image(host: FakeHost, changed: str) -> None:
     host.load()
-    if damaged:
+    if changed == "kernel":
         host.flip(host.live_block().regions[1].start)
+    elif changed == "parameter block":
+        host.flip(host.kernel.reservation.end)
     else:
         host.write(INITRD, b"rebuilt" * 1000)
     service = host.service()
@@ -229,13 +231,30 @@ def test_an_update_that_waits_shows_in_the_status(host: FakeHost, service: Servi
     assert service.status.startswith("complete")
 
 
+def test_a_load_for_a_cpu_without_notes_is_not_called_complete(
+    host: FakeHost, service: Service
+) -> None:
+    host.kernel.hot_add_memory(DIMM)
+    host.kernel.hot_add_cpu(3, registered=False)
+    service.uevents(uevents())
+    service.turn()
+    assert [one.details.verdict for one in host.records.of(Kind.UPDATED)] == ["stale"]
+    host.kernel.register_cpu(3)
+    service.uevents(uevents())
+    host.settle(service)
+    assert [one.details.verdict for one in host.records.of(Kind.UPDATED)] == ["stale", "complete"]
+    host.assert_complete()
+
+
 # --- the periodic audit ----------------------------------------------------------------
 
 
+@pytest.mark.parametrize("part", ["static", "parameter block"])
 def test_the_audit_repairs_a_damaged_image_with_a_full_load(
-    host: FakeHost, service: Service
+    host: FakeHost, service: Service, part: str
 ) -> None:
-    host.flip(host.live_block().regions[0].start)
+    end = host.kernel.reservation.end
+    host.flip(host.live_block().regions[0].start if part == "static" else end - 0xF00)
     host.clock.now = service.deadline
     host.settle(service)
     assert host.records.kinds[:2] == [Kind.AUDITED, Kind.REPAIRED]
@@ -244,6 +263,18 @@ def test_the_audit_repairs_a_damaged_image_with_a_full_load(
     assert [len(call.places) for call in host.kernel.calls] == [5]
     host.assert_complete()
     assert host.audit().verified is True
+
+
+def test_a_look_repairs_an_image_that_cannot_say_what_it_is(
+    host: FakeHost, service: Service
+) -> None:
+    host.flip(host.kernel.reservation.end - 0xFFF)
+    host.kernel.hot_add_memory(DIMM)
+    service.uevents(uevents())
+    host.settle(service)
+    (record,) = host.records.of(Kind.REPAIRED)
+    assert (record.details.backend, record.details.armed) == ("full", True)
+    host.assert_complete()
 
 
 def test_a_repair_that_fails_is_tried_again_before_the_next_audit(
