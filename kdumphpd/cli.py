@@ -54,9 +54,9 @@ def build_parser() -> argparse.ArgumentParser:
         sub = subparsers.add_parser(
             name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. {description}"
         )
-        sub.add_argument(
-            "--config", type=Path, default=DEFAULT_PATH, metavar="FILE", help="default: %(default)s"
-        )
+        # The audit needs no configuration, but every command takes one.
+        shown = argparse.SUPPRESS if name == "audit" else "default: %(default)s"
+        sub.add_argument("--config", type=Path, default=DEFAULT_PATH, metavar="FILE", help=shown)
         return sub
 
     run = add(
