@@ -19,7 +19,7 @@ from .oracles import (
 )
 from .overlay import Overlay
 from .pattern import Pattern, hold_pattern
-from .product import add_product, build_wheel
+from .product import add_kdump, add_product, build_wheel
 
 __all__ = [
     "BOOKWORM",
@@ -43,6 +43,7 @@ __all__ = [
     "Pattern",
     "PhysicalMemory",
     "RigError",
+    "add_kdump",
     "add_product",
     "build_or_reuse",
     "build_wheel",

@@ -68,3 +68,18 @@ def add_product(
         overlay.copy(unit, f"/usr/lib/systemd/system/{unit.name}")
     for catalog in sorted(units.glob("*.catalog")):
         overlay.copy(catalog, f"/usr/lib/systemd/catalog/{catalog.name}")
+
+
+def add_kdump(overlay: Overlay, files: Path) -> None:
+    """Install what stands in for the distribution's kdump (kdump-utils), and enable its unit.
+
+    Args:
+        overlay: gets the files.
+        files: the directory with the stand-in's files.
+    """
+    overlay.copy(files / "kdumpctl", "/usr/bin/kdumpctl")
+    overlay.copy(files / "kdump-lib.sh", "/usr/lib/kdump/kdump-lib.sh")
+    overlay.copy(files / "sysconfig", "/etc/sysconfig/kdump")
+    overlay.copy(files / "98-kexec.rules", "/usr/lib/udev/rules.d/98-kexec.rules")
+    overlay.copy(files / "kdump.service", "/usr/lib/systemd/system/kdump.service")
+    overlay.enable("kdump.service")
