@@ -96,7 +96,10 @@ class Loop:
             selector.register(self._watch, selectors.EVENT_READ, self._service.files_changed)
             while not self._stopping:
                 self._notifier.status(self._service.status)
-                for key, _ in selector.select(self._patience()):
+                ready = selector.select(self._patience())
+                # Before and after what may take as long as the watchdog waits.
+                self._notifier.watchdog()
+                for key, _ in ready:
                     key.data()
                 if not self._stopping:
                     self._service.turn()

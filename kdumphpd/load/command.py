@@ -1,4 +1,11 @@
-"""The ``command`` rung: have the host's own tool load its image, and read back what it did."""
+"""The ``command`` rung: have the host's own tool load its image, and read back what it did.
+
+Under systemd the command is a unit of its own. As a child of ours it would be in our
+unit's sandbox, which leaves kdumpctl no room to make an initrd, and whose system call
+filter may be the very reason why we cannot load ourselves. It also goes on if we are
+killed in the middle, when it may have unloaded and not loaded yet; kdump's lock has our
+next look wait for its end.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +25,13 @@ from kdumphpd.machine.files import Root
 from kdumphpd.machine.kcore import PhysicalMemory
 from kdumphpd.machine.snapshot import Machine, MachineReader
 
-#: Shorter than the unit's WatchdogSec=.
-LIMIT_SECONDS = 90.0
+#: With the time that asking kdump may take, shorter than the unit's WatchdogSec=.
+LIMIT_SECONDS = 60.0
+#: In which a unit ends that was told to; then as long again for the manager's answer.
+_STOP_SECONDS = 5.0
+UNIT = "kdumphpd-command.service"
+#: It is there where systemd is the service manager: sd_booted(3).
+_SYSTEMD = "/run/systemd/system"
 #: Where a distribution's kdump is, and what makes it load again.
 _DEFAULTS = (
     ("/usr/bin/kdumpctl", "kdumpctl reload"),
@@ -40,6 +52,29 @@ def command_of(root: Root, configured: str | None) -> tuple[str, ...]:
         found = (command for path, command in _DEFAULTS if root.exists(path))
         configured = next(found, "")
     return tuple(shlex.split(configured))
+
+
+def as_unit(command: tuple[str, ...], limit_seconds: float) -> tuple[str, ...]:
+    """The command that runs ``command`` as a transient unit, and waits for its end.
+
+    Not by --wait and --pipe: these need a message bus, and a job's end does not (the
+    manager's own socket is enough). So the unit is a oneshot, whose start is its run, and
+    its output is in the journal.
+    """
+    return (
+        "systemd-run",
+        "--quiet",
+        "--collect",
+        f"--unit={UNIT}",
+        "--description=Loads the crash kernel for kdumphpd",
+        "--service-type=oneshot",
+        f"--property=TimeoutStartSec={limit_seconds:g}",
+        f"--property=TimeoutStopSec={_STOP_SECONDS:g}",
+        "--",
+        command[0],
+        # It replaces variables as in ExecStart=.
+        *(word.replace("$", "$$") for word in command[1:]),
+    )
 
 
 class CommandLoader:
@@ -98,11 +133,15 @@ class CommandLoader:
 
     def _run(self) -> None:
         shown = shlex.join(self._command)
+        command, limit = self._command, self._limit
+        managed = self._root.exists(_SYSTEMD)
+        if managed:
+            command, limit = as_unit(command, limit), limit + 2 * _STOP_SECONDS
         # A file and not a pipe: a child that outlives the command cannot keep us waiting.
         with open(os.memfd_create("output", os.MFD_CLOEXEC), "r+b") as output:
             try:
                 process = subprocess.Popen(
-                    self._command,
+                    command,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
@@ -112,12 +151,17 @@ class CommandLoader:
                 )
             except OSError as error:
                 remedy = "correct [update] command"
-                raise NotDoneError(f"{shown}: {error.strerror}", remedy) from error
-            status = _wait(process, self._limit)
-            if status is None:
-                raise LoadError(f"{shown} took longer than {self._limit:g} s")
-            if status != 0:
-                raise LoadError(f"{shown} ended with status {status}", _last_line(output.fileno()))
+                raise NotDoneError(f"{command[0]}: {error.strerror}", remedy) from error
+            status = _wait(process, limit)
+            said = _last_line(output.fileno())
+        if status is None:
+            raise LoadError(f"{shown} took longer than {limit:g} s")
+        if status != 0 and managed:
+            # systemd-run is quiet about a unit that failed: what it says is its own trouble.
+            problem = f"{shown} failed or took longer than {self._limit:g} s"
+            raise LoadError(problem, said or f"journalctl -u {UNIT} says why")
+        if status != 0:
+            raise LoadError(f"{shown} ended with status {status}", said)
 
 
 def _wait(process: subprocess.Popen[bytes], limit_seconds: float) -> int | None:

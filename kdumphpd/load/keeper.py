@@ -20,6 +20,7 @@ from kdumphpd.load.rungs import Rungs
 from kdumphpd.machine import reservation as reservations
 from kdumphpd.machine.files import Root
 from kdumphpd.machine.kcore import PhysicalMemory
+from kdumphpd.machine.ranges import subtract
 from kdumphpd.machine.snapshot import Machine, MachineReader
 
 
@@ -238,8 +239,10 @@ class Keeper:
             return None
         numbers = self._reader.known_notes()
         before = (numbers[note] for note in header.notes if note in numbers)
+        # Some loaders list the first MiB too: no change.
+        left_out = subtract(machine.all_ram, machine.ram)
         return difference(
-            header.ram,
+            subtract(header.ram, left_out),
             machine.ram,
             before,
             machine.cpu_numbers,

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from kdumphpd.errors import LoadError
-from kdumphpd.load.command import CommandLoader, command_of
+from kdumphpd.load import command
+from kdumphpd.load.command import CommandLoader, as_unit, command_of
 from kdumphpd.load.keeper import State
 from kdumphpd.load.ladder import Rung
 from kdumphpd.load.loader import NotDoneError
@@ -27,8 +28,8 @@ def host(tmp_path: Path) -> HotplugHost:
     return host
 
 
-def loader(host: HotplugHost, *command: str, limit: float = 20) -> CommandLoader:
-    return CommandLoader(host.root, host.open().reader, command, host.clock, limit)
+def loader(host: HotplugHost, *words: str, limit: float = 20) -> CommandLoader:
+    return CommandLoader(host.root, host.open().reader, words, host.clock, limit)
 
 
 def test_what_it_loaded_is_read_back_and_known_again(host: HotplugHost) -> None:
@@ -53,16 +54,16 @@ def test_a_stale_image_that_it_leaves_is_said(host: HotplugHost) -> None:
 
 
 def test_failure_names_the_command_its_status_and_its_last_words(host: HotplugHost) -> None:
-    command = ("/bin/sh", "-c", "echo first; echo 'no kernel found' >&2; exit 3")
+    words = ("/bin/sh", "-c", "echo first; echo 'no kernel found' >&2; exit 3")
     with pytest.raises(LoadError, match=r"status 3; no kernel found") as caught:
-        loader(host, *command).load(host.open().reader.snapshot())
+        loader(host, *words).load(host.open().reader.snapshot())
     assert "/bin/sh" in str(caught.value)
 
 
 def test_one_that_hangs_is_ended_with_its_children(host: HotplugHost) -> None:
-    command = ("/bin/sh", "-c", "sleep 60 & sleep 60")
+    words = ("/bin/sh", "-c", "sleep 60 & sleep 60")
     with pytest.raises(LoadError, match=r"longer than 0\.2 s"):
-        loader(host, *command, limit=0.2).load(host.open().reader.snapshot())
+        loader(host, *words, limit=0.2).load(host.open().reader.snapshot())
 
 
 def test_one_that_is_not_there_changed_nothing(host: HotplugHost) -> None:
@@ -74,6 +75,29 @@ def test_one_that_leaves_nothing_loaded_has_failed(host: HotplugHost) -> None:
     host.kernel.unload()
     with pytest.raises(LoadError, match="left nothing loaded"):
         loader(host, "/bin/true").load(host.open().reader.snapshot())
+
+
+def test_under_systemd_it_is_a_unit_of_its_own(
+    host: HotplugHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a systemd-run that says what it was asked to run."""
+    host.root.path("/run/systemd/system").mkdir(parents=True)
+    runner = tmp_path / "bin" / "systemd-run"
+    runner.parent.mkdir()
+    runner.write_text('#!/bin/sh\nprintf "<%s> " "$@"\nexit 1\n')
+    runner.chmod(0o755)
+    monkeypatch.setattr(command, "_ENVIRONMENT", {"PATH": str(runner.parent)})
+    with pytest.raises(LoadError, match="/opt/load 'the image' failed") as caught:
+        loader(host, "/opt/load", "the image", limit=7).load(host.open().reader.snapshot())
+    said = str(caught.value)
+    assert "<--unit=kdumphpd-command.service>" in said
+    assert "<--property=TimeoutStartSec=7>" in said
+    assert said.endswith("<--> </opt/load> <the image>")
+
+
+def test_no_variable_is_replaced_in_the_unit() -> None:
+    """systemd.service(5): $$ is a dollar sign."""
+    assert as_unit(("/opt/load", "$HOME"), 60)[-2:] == ("/opt/load", "$$HOME")
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ _GUARANTEES = {
     "kernel, delta": "the kernel adds, what it leaves is repaired by a delta",
     "kernel, file": "the kernel adds, what it leaves is repaired by a new load",
     "file": "complete after each new load; no digest to prove the image by",
+    "command": "complete after each run of the command; no digest of ours",
     "": "stays armed as it is; a crit record says that it is stale",
 }
 

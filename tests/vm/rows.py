@@ -18,6 +18,7 @@ from tests.vm.rig import (
     Machine,
     MachineOptions,
     Overlay,
+    add_kdump,
     add_product,
     build_or_reuse,
     secure_boot,
@@ -40,6 +41,7 @@ class Row:
         shape: a command that is true in the guest only if the machine is as meant.
         config: more of the configuration.
         drop_in: of the unit, in /etc/systemd/system/kdumphpd.service.d.
+        kdump: whether the stand-in for kdump-utils is there and says what to load.
         starts: whether the unit starts at boot.
         in_test: whether ``make test`` runs it, not only ``make test-vm-matrix``.
     """
@@ -51,6 +53,7 @@ class Row:
     shape: str = "true"
     config: str = ""
     drop_in: str = ""
+    kdump: bool = False
     starts: bool = True
     in_test: bool = False
 
@@ -75,6 +78,13 @@ SystemCallFilter=~kexec_load
 SystemCallErrorNumber=ENOSYS
 """
 
+# Nor is kexec_file_load there: what is left is the host's own command.
+_NO_KEXEC = """\
+[Service]
+SystemCallFilter=~kexec_load kexec_file_load
+SystemCallErrorNumber=ENOSYS
+"""
+
 # A load of files takes seconds under emulation: a hundred times as long would be too long.
 _HURRY = "[update]\nmax_disarmed_percent = 10\n"
 
@@ -91,6 +101,15 @@ ROWS = (
         scenarios.follow_hotplug_by_file,
         config=_HURRY,
         drop_in=_NO_KEXEC_LOAD,
+    ),
+    Row(
+        "no kexec system calls",
+        BOOKWORM,
+        scenarios.follow_hotplug_by_command,
+        config=_HURRY,
+        drop_in=_NO_KEXEC,
+        kdump=True,
+        in_test=True,
     ),
     Row("CPU removal", BOOKWORM, scenarios.remove_cpu),
     Row(
@@ -178,7 +197,10 @@ def run(row: Row, wheel: Path, directory: Path) -> Shown:
     """
     image = build_or_reuse(row.guest, TREE / "build/vm")
     overlay = Overlay(directory / "overlay")
-    add_product(overlay, row.guest, wheel, TREE / "systemd", CONFIG + row.config)
+    config = row.config if row.kdump else CONFIG + row.config
+    add_product(overlay, row.guest, wheel, TREE / "systemd", config)
+    if row.kdump:
+        add_kdump(overlay, TREE / "tests/vm/stand_in")
     if row.options.firmware is Firmware.SECURE_BOOT:
         overlay.copy(secure_boot.sign(image.kernel, directory), "/boot/vmlinuz")
     if row.drop_in:
