@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import kdumphpd.image
-from tests.bench import guest, header, idle, loads
+from tests.bench import files, guest, header, idle, loads, summary, trace
 from tests.bench.figures import Section
+from tests.vm.rig import BOOKWORM, GUESTS, Guest
 
 PARTS = ("header", "loads", "idle")
 REPORT = guest.TREE / "build/bench/report.json"
@@ -31,7 +32,7 @@ def main() -> int:
         sections.append(section)
         print(f"\n{section.text()}\n", flush=True)
         _write(sections)
-    print(f"report: {REPORT.relative_to(guest.TREE)}")
+    print(f"{summary.text(sections)}\n\nreport: {REPORT.relative_to(guest.TREE)}")
     return 0
 
 
@@ -39,7 +40,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--only", choices=PARTS, action="append", help="may be given again")
     parser.add_argument(
-        "--rounds", type=int, default=loads.ROUNDS, help="of loads, twice (%(default)s)"
+        "--guest",
+        choices=[one.name for one in GUESTS],
+        action="append",
+        help="where loads are measured (all); may be given again",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=loads.ROUNDS, help="of loads in a guest (%(default)s)"
     )
     parser.add_argument(
         "--initrd-mib",
@@ -64,13 +71,27 @@ def _sections(arguments: argparse.Namespace) -> Iterator[Section]:
         _provide_purgatory(arguments.wheel)
         logging.info("header: %d rounds", header.ROUNDS)
         yield header.run()
-    if not {"loads", "idle"}.intersection(parts):
-        return
-    with guest.running_daemon(arguments.wheel, arguments.initrd_mib) as vm:
-        if "loads" in parts:
-            yield loads.run(vm, arguments.rounds)
-        if "idle" in parts:
+    if "loads" in parts:
+        chosen = [one for one in GUESTS if one.name in (arguments.guest or one.name)]
+        for number, release in enumerate(chosen):
+            left = (len(chosen) - number) * _minutes(arguments.rounds)
+            logging.info("loads: %s; about %d min to go", release.name, left)
+            yield from _loads(release, arguments)
+    if "idle" in parts:
+        with guest.running_daemon(BOOKWORM, arguments.wheel, arguments.initrd_mib) as vm:
             yield idle.run(vm, arguments.idle_seconds)
+
+
+def _loads(release: Guest, arguments: argparse.Namespace) -> Iterator[Section]:
+    with guest.running_daemon(release, arguments.wheel, arguments.initrd_mib) as vm:
+        trace.start(vm.guest)
+        yield files.run(vm, arguments.rounds)
+        yield loads.run(vm, arguments.rounds)
+
+
+def _minutes(rounds: int) -> float:
+    """How long the loads of one guest take under emulation, about."""
+    return 1 + rounds * 1.2
 
 
 def _provide_purgatory(wheel: Path | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -140,12 +140,12 @@ def number(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
 
 
-def table(rows: Sequence[tuple[str, ...]]) -> Iterable[str]:
-    """Lines of ``rows`` in columns; the numbers in columns 1 to 3 and 5 stand to the right."""
+def table(rows: Sequence[tuple[str, ...]], right: Container[int] = (1, 2, 3, 5)) -> Iterable[str]:
+    """Lines of ``rows`` in columns; the cells of those in ``right`` stand to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         cells = (
-            cell.rjust(width) if column in (1, 2, 3, 5) else cell.ljust(width)
+            cell.rjust(width) if column in right else cell.ljust(width)
             for column, (cell, width) in enumerate(zip(row, widths))
         )
         yield ("  " + "  ".join(cells)).rstrip()

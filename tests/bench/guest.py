@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.vm.rig import (
-    BOOKWORM,
     CAPTURE_COMMAND_LINE,
     MIB,
+    Guest,
     Machine,
     Overlay,
     accelerator,
@@ -24,6 +24,7 @@ from tests.vm.rig.guest_shell import GuestShell
 
 TREE = Path(__file__).parents[2]
 UNIT = "kdumphpd.service"
+FILE_UNIT = "bench-file.service"
 KERNEL = "/boot/vmlinuz"
 INITRD = "/boot/bench.img"
 
@@ -41,23 +42,35 @@ command_line = "{CAPTURE_COMMAND_LINE}"
 max_disarmed_percent = 10
 """
 
+# One load by hand on a host without kexec_load(2), as RHEL 10: the file rung.
+_FILE_UNIT = """\
+[Service]
+Type=oneshot
+RuntimeDirectory=kdumphpd
+SystemCallFilter=~kexec_load
+SystemCallErrorNumber=ENOSYS
+ExecStart=/usr/bin/kdumphpd load
+"""
+
 
 @contextlib.contextmanager
-def running_daemon(wheel: Path | None, initrd_mib: int) -> Iterator[Machine]:
+def running_daemon(release: Guest, wheel: Path | None, initrd_mib: int) -> Iterator[Machine]:
     """A booted guest whose daemon has loaded its image.
 
     Args:
+        release: what boots.
         wheel: the product; None builds it.
         initrd_mib: size of the initrd, which is the guest's own, padded with zeros.
     """
     with tempfile.TemporaryDirectory(prefix="kdumphpd-bench-") as name:
         directory = Path(name)
-        image = build_or_reuse(BOOKWORM, TREE / "build/vm")
+        image = build_or_reuse(release, TREE / "build/vm")
         if wheel is None:
             (directory / "wheel").mkdir()
             wheel = build_wheel(TREE, directory / "wheel")
         overlay = Overlay(directory / "overlay")
-        add_product(overlay, BOOKWORM, wheel, TREE / "systemd", CONFIG)
+        add_product(overlay, release, wheel, TREE / "systemd", CONFIG)
+        overlay.write(f"/etc/systemd/system/{FILE_UNIT}", _FILE_UNIT)
         with Machine(image, directory / "vm", overlay) as vm:
             size = max(initrd_mib * MIB, image.initramfs.stat().st_size)
             vm.guest.run(f"cp /boot/capture.img {INITRD} && truncate -s {size} {INITRD} && sync")
@@ -75,9 +88,13 @@ def where(vm: Machine) -> str:
     return f"in a guest under {kind}, kernel {release}"
 
 
-def initrd_size(vm: Machine) -> int:
-    """Bytes of the initrd that both loaders load."""
-    return int(vm.guest.run(f"stat -c %s {INITRD}"))
+def facts(vm: Machine) -> dict[str, str]:
+    """What the time of a load depends on, whoever makes it."""
+    return {
+        "kernel": vm.guest.run("uname -r").strip(),
+        "initrd": f"{vm.guest.run(f'stat -c %s {INITRD}').strip()} bytes",
+        "kexec-tools": vm.guest.run("kexec --version").split()[-1],
+    }
 
 
 class Records:

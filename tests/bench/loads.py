@@ -1,7 +1,7 @@
 """How long no crash kernel is loaded: unload-and-reload, full load, delta load.
 
 All of them in one guest, in turn, round after round: what disturbs one disturbs the
-others too.
+others too. Where the kernel updates the header by itself, its time stands beside them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,12 @@ from tests.vm.rig.progress import log
 ROUNDS = 5
 TIMES_SHORTER = 500
 
+# Figures, by the kernel's trace.
+RELOAD = "unload-and-reload (trace)"
+FULL = "full load (trace)"
+DELTA = "delta load (trace)"
+KERNEL = "kernel's own updates for one DIMM (trace)"
+
 _RECORD_SECONDS = 60
 _DIMM = 2 * GIB
 _RELOAD = (
@@ -27,20 +33,29 @@ _RELOAD = (
 
 
 class Rounds:
-    """Collects microseconds by what was measured."""
+    """Collects microseconds by what was measured.
+
+    Args:
+        vm: traced already.
+    """
 
     def __init__(self, vm: Machine) -> None:
         self.values: dict[str, list[float]] = {}
         self._vm = vm
         self._records = guest.Records(vm.guest)
-        trace.start(vm.guest)
+        self._managed = trace.has_handler(vm.guest)
+        trace.take(vm.guest)
 
     def run(self, cpus: int) -> None:
-        """One round: two delta loads, an unload-and-reload, a full load over that."""
+        """One round: a DIMM comes and goes, an unload-and-reload, a full load over that."""
         vm = self._vm
         dimm = vm.hot_add_dimm(_DIMM)
-        self._our_load("delta", cpus, "DIMM added")
-        vm.wait_for_memory(dimm)
+        if self._managed:
+            vm.wait_for_memory(dimm)
+            self._kept_by_kernel(cpus)
+        else:
+            self._our_load("delta", cpus, "DIMM added")
+            vm.wait_for_memory(dimm)
         vm.hot_remove_dimm(dimm)
         self._our_load("delta", cpus, "DIMM removed")
         self._unload_reload(cpus)
@@ -54,16 +69,20 @@ class Rounds:
         segmentation fault when memory goes next.
         """
         self._vm.hot_add_cpu()
-        self._our_load("delta", 0, "CPU added")
+        if not self._managed:
+            self._our_load("delta", 0, "CPU added")
         self._vm.wait_for_cpus(2)
+        if self._managed:
+            self._audited()
+            trace.take(self._vm.guest)
 
-    def _note(self, cpus: int, name: str, usec: float) -> None:
-        self.values.setdefault(f"{cpus} {name}", []).append(usec)
+    def _note(self, cpus: int, name: str, value: float) -> None:
+        self.values.setdefault(f"{cpus} {name}", []).append(value)
 
     def _our_load(self, backend: str, cpus: int, what: str) -> None:
         """Wait for the record of one load; take its figure, and the kernel's beside it."""
         record = self._record_of_load()
-        calls = trace.take(self._vm.guest)
+        calls = trace.loads(trace.take(self._vm.guest))
         if len(calls) != 1:
             raise BenchError(f"{what}: {len(calls)} loads instead of one: {calls}")
         call = calls[0]
@@ -83,14 +102,30 @@ class Rounds:
             time.sleep(0.5)
         raise BenchError(f"no load in {_RECORD_SECONDS} s\n{self._vm.console.tail()}")
 
+    def _kept_by_kernel(self, cpus: int) -> None:
+        """The kernel's own updates for one DIMM: once for each of its memory blocks."""
+        self._audited()
+        calls = trace.take(self._vm.guest)
+        handled = [one.usec for one in calls if one.name == trace.HANDLER]
+        if not handled or trace.loads(calls):
+            raise BenchError(f"the kernel did not keep the header by itself: {calls}")
+        self._note(cpus, "handler calls", len(handled))
+        self._note(cpus, "handler sum", sum(handled))
+        self._note(cpus, "handler longest", max(handled))
+        log.info("DIMM added: %d updates by the kernel, %d us", len(handled), sum(handled))
+
+    def _audited(self) -> None:
+        self._vm.guest.wait_until("kdumphpd audit", _RECORD_SECONDS)
+
     def _unload_reload(self, cpus: int) -> None:
         """What 98-kexec.rules ends in, timed by the guest's own clock."""
         vm = self._vm
         printed = vm.guest.run(
             f"date +%s%N; {_RELOAD} >/dev/null && date +%s%N", timeout=300
         ).split()
-        calls = trace.take(vm.guest)
-        if [one.segments == 0 for one in calls] != [True, False] or any(c.result for c in calls):
+        calls = trace.loads(trace.take(vm.guest))
+        # Newer kexec-tools unload by kexec_file_load.
+        if len(calls) != 2 or not calls[1].segments or any(one.result for one in calls):
             raise BenchError(f"kexec-tools did not unload and load: {calls}")
         begin, end = map(int, printed)
         usec, traced = (end - begin) // 1000, trace.unarmed_by(calls)
@@ -110,23 +145,22 @@ def run(vm: Machine, rounds: int = ROUNDS) -> Section:
     measured = Rounds(vm)
     for cpus in (1, 2):
         for number in range(1, rounds + 1):
-            log.info("loads: %s, round %d of %d", _cpus(cpus), number, rounds)
+            log.info("loads: round %d of %d with %d CPUs", number, rounds, cpus)
             measured.run(cpus)
         if cpus == 1:
             measured.add_cpu()
     values = {name: tuple(one) for name, one in measured.values.items()}
-    coming = Figure("delta load (trace), as CPU 2 comes", "us", values["0 delta trace"])
     figures, ratios = zip(*(_of(values, cpus) for cpus in (1, 2)))
+    coming = values.get("0 delta trace", ())
     return Section(
-        "loads",
+        f"loads {vm.image.guest.name}",
         guest.where(vm),
-        (*sum(figures, ()), coming),
+        (
+            *sum(figures, ()),
+            *((Figure(f"{DELTA}, as CPU 2 comes", "us", coming),) if coming else ()),
+        ),
         sum(ratios, ()),
-        {
-            "time without an armed crash kernel": "trace: by the guest kernel's tracepoints",
-            "initrd": f"{guest.initrd_size(vm)} bytes",
-            "kexec-tools": vm.guest.run("kexec --version").split()[-1],
-        },
+        guest.facts(vm),
     )
 
 
@@ -135,22 +169,29 @@ def _of(
 ) -> tuple[tuple[Figure, ...], tuple[Ratio, ...]]:
     """Figures and ratios with ``cpus`` CPUs online."""
 
-    def figure(text: str, name: str) -> Figure:
-        return Figure(f"{text}, {_cpus(cpus)}", "us", values[f"{cpus} {name}"])
+    def figure(text: str, name: str, unit: str = "us") -> Figure:
+        return Figure(with_cpus(text, cpus), unit, values[f"{cpus} {name}"])
 
     commands = figure("unload-and-reload (commands)", "reload commands")
-    reload = figure("unload-and-reload (trace)", "reload trace")
-    full = figure("full load (trace)", "full trace")
+    reload = figure(RELOAD, "reload trace")
+    full = figure(FULL, "full trace")
     journal = figure("delta load (journal)", "delta journal")
-    delta = figure("delta load (trace)", "delta trace")
+    delta = figure(DELTA, "delta trace")
+    figures = (commands, reload, full, journal, delta)
     ratios = (
         Ratio(commands, journal, TIMES_SHORTER),
         Ratio(reload, delta, TIMES_SHORTER),
         Ratio(reload, full),
         Ratio(full, delta),
     )
-    return (commands, reload, full, journal, delta), ratios
+    if f"{cpus} handler sum" not in values:
+        return figures, ratios
+    handled = figure(KERNEL, "handler sum")
+    longest = figure("longest of them", "handler longest")
+    number = figure("how many they are", "handler calls", "calls")
+    return (*figures, handled, longest, number), (*ratios, Ratio(handled, delta))
 
 
-def _cpus(count: int) -> str:
-    return "1 CPU" if count == 1 else f"{count} CPUs"
+def with_cpus(name: str, cpus: int) -> str:
+    """The figure ``name``, measured with ``cpus`` CPUs online."""
+    return f"{name}, 1 CPU" if cpus == 1 else f"{name}, {cpus} CPUs"
