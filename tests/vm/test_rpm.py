@@ -15,7 +15,8 @@ from tests.vm.rig.product import CONFIG
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(900)]
 
 TREE = Path(__file__).parents[2]
-PACKAGE = "/root/kdumphpd.rpm"
+PACKAGE = "/root/kdumphpd-1.rpm"
+NEXT_PACKAGE = "/root/kdumphpd-2.rpm"
 VENDOR_RULE = "/usr/lib/udev/rules.d/98-kexec.rules"
 SHADOW = "/run/udev/rules.d/98-kexec.rules"
 RULE_RAN = "/run/vendor-rule-ran"
@@ -29,13 +30,12 @@ find /run -path '*kdump*' -o -path '/run/udev/rules.d/*'
 """
 
 
-@pytest.fixture(scope="session")
-def rpm() -> Path:
+def build_rpm(directory: Path, release: str) -> Path:
     """The package of the tree as it is now, made as ``make rpm`` does: seconds."""
-    command = [str(TREE / "packaging/rpm/build-rpm")]
+    command = [str(TREE / "packaging/rpm/build-rpm"), str(directory)]
     done = subprocess.run(
         command,
-        env={**os.environ, "PYTHON": sys.executable},
+        env={**os.environ, "PYTHON": sys.executable, "RELEASE": release},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -44,7 +44,7 @@ def rpm() -> Path:
     )
     if done.returncode != 0:
         raise RigError(f"{command[0]}: exit {done.returncode}\n{done.stdout}")
-    (package,) = (TREE / "build/rpm").glob("*.rpm")
+    (package,) = directory.glob("*.rpm")
     return package
 
 
@@ -61,15 +61,43 @@ def needs_python(rpm: Path) -> str:
 
 
 @pytest.fixture
-def host(bookworm: GuestImage, rpm: Path, tmp_path: Path) -> Overlay:
-    """What is there before the package comes: a vendor's hotplug rule, and the RPM as a file."""
+def host(bookworm: GuestImage, tmp_path: Path) -> Overlay:
+    """What is there before the package comes: a vendor's hotplug rule, and the RPMs as files."""
+    rpm = build_rpm(tmp_path / "rpm", "1")
     if needs_python(rpm) != bookworm.guest.python:
         pytest.skip(f"{rpm.name} is for Python {needs_python(rpm)}, as this machine has it")
     overlay = Overlay(tmp_path / "overlay")
     ran = f'RUN+="/usr/bin/touch {RULE_RAN}"'
     overlay.write(VENDOR_RULE, f'SUBSYSTEM=="memory", ACTION=="add", {ran}\n')
     overlay.copy(rpm, PACKAGE)
+    overlay.copy(build_rpm(tmp_path / "next-rpm", "2"), NEXT_PACKAGE)
     return overlay
+
+
+def upgrade(vm: Machine, journal: Journal) -> None:
+    """The next release goes on with what the running one loaded."""
+    guest = vm.guest
+    flags = "rpm -q --queryformat '[%{FILENAMES} %{FILEFLAGS:fflags}\\n]' kdumphpd"
+    assert f"{CONFIG_FILE} cn\n" in guest.run(flags), "config(noreplace)"
+    pid = "systemctl show --property MainPID kdumphpd"
+    before = guest.run(pid)
+
+    guest.run(f"rpm -U --nodeps --force-debian {NEXT_PACKAGE}", timeout=120)
+    assert guest.run("rpm -q --queryformat %{RELEASE} kdumphpd") == "2"
+    assert guest.run(pid) != before, "it was restarted"
+    (adopted,) = journal.wait_for(1, "adopted")
+    assert adopted["MESSAGE"] == "the loaded image is the configured one"
+    assert guest.read(CONFIG_FILE) == CONFIG
+    assert guest.run(f"ls {CONFIG_FILE}*").split() == [CONFIG_FILE]
+
+    dimm = vm.hot_add_dimm(GIB)
+    vm.wait_for_memory(dimm)
+    updates = journal.wait_for(2, "updated")
+    assert {one["KDUMPHPD_BACKEND"] for one in updates} == {"delta"}
+    full = [one for one in journal.records() if one.get("KDUMPHPD_BACKEND") == "full"]
+    assert [one["KDUMPHPD_EVENT"] for one in full] == ["started"], "the first start's alone"
+    assert guest.run("kdumphpd audit").split()[:2] == ["verdict", "complete"]
+    guest.run(f"udevadm settle && test -e {SHADOW} && test ! -e {RULE_RAN}")
 
 
 def test_rpm_serves_and_leaves_nothing(bookworm: GuestImage, host: Overlay, tmp_path: Path) -> None:
@@ -101,6 +129,8 @@ def test_rpm_serves_and_leaves_nothing(bookworm: GuestImage, host: Overlay, tmp_
         ] == [(f"memory {dimm.start:#x}-{dimm.end:#x}, 1 GiB, 8 blocks added", "delta")]
         assert guest.run("kdumphpd audit").split()[:2] == ["verdict", "complete"]
         guest.run(f"udevadm settle && test -e {SHADOW} && test ! -e {RULE_RAN}")
+
+        upgrade(vm, journal)
 
         guest.run("rpm -e kdumphpd", timeout=120)
         guest.run(f"test ! -e {SHADOW} && test ! -e {RULE_RAN}")
