@@ -12,6 +12,7 @@ from hypothesis import settings
 
 import kdumphpd.image
 from kdumphpd.service import Service
+from tests.unit.fake_kdump import FakeKdump
 from tests.unit.host_fixture import FakeHost
 
 # A slow machine is no failure; speed is measured by the benchmark.
@@ -36,6 +37,11 @@ def service(host: FakeHost) -> Service:
     host.records.clear()
     host.kernel.calls.clear()
     return service
+
+
+@pytest.fixture
+def kdump(host: FakeHost) -> FakeKdump:
+    return FakeKdump(host)
 
 
 @pytest.fixture(scope="session")

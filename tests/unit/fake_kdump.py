@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 from kdumphpd.distribution.watch import Changed
 from kdumphpd.machine.ranges import Range
+from kdumphpd.service import Service
 from tests.unit.host_fixture import COMMAND_LINE, CONFIG, INITRD, KERNEL, FakeHost
 
 _MIB = 1 << 20
@@ -25,6 +26,8 @@ _LOCK = "/var/crash/kdump_lock"
 _POINTER_OFFSET = 0x1000
 _KIMAGE = 0x600000
 _PARAMS_SIZE = 0x8000
+#: The watch lost count.
+LOST = Changed(frozenset(), lost=True)
 
 
 class FakeKdump:
@@ -76,12 +79,38 @@ class FakeKdump:
         kernel.write_memory(_KIMAGE, _kimage(kernel.entry, segments))
         kernel.write_memory(self._pointer, struct.pack("<Q", kernel.page_offset + _KIMAGE))
 
+    def adopted(self) -> Service:
+        """A service that has adopted an image of kdump's; what led there is forgotten."""
+        self.load()
+        service = self.host.service()
+        service.start()
+        self.host.settle(service)
+        self.host.assert_complete()
+        self.host.records.clear()
+        self.host.kernel.calls.clear()
+        return service
+
     @contextlib.contextmanager
     def busy(self) -> Iterator[None]:
         """Hold kdump's lock as ``kdump-config try-reload`` does."""
         with self.host.root.path(_LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def loads(host: FakeHost) -> list[tuple[str, ...]]:
+    """Segments of each load that was ours."""
+    return [call.names for call in host.kernel.calls]
+
+
+def hint(host: FakeHost, service: Service, changed: Changed) -> None:
+    """Files changed, and the daemon's loop passes that on."""
+    host.hints.say(changed)
+    service.files_changed()
+
+
+def is_ours(host: FakeHost) -> bool:
+    return host.audit().managed_by == "kdumphpd"
 
 
 def _text_vaddr(host: FakeHost) -> int:

@@ -44,27 +44,18 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from kdumphpd.load.buffers import LockedBuffer
-from kdumphpd.machine.files import Root
 from kdumphpd.machine.ranges import Range
 from tests.unit import fake_files, fake_kexec
-from tests.unit.fake_kcore import KcoreFile
 from tests.unit.fake_kexec import FILE_ON_CRASH, ON_CRASH, PAGE, Place
+from tests.unit.fake_machine import CRASH_NOTES_SIZE, MIB, VMCOREINFO_SIZE, FakeMachine
 
-MIB = 1 << 20
-_TEXT_SIZE = 0x2800000
-#: sizeof(note_buf_t): a prstatus note, and an empty one that ends the list.
-_CRASH_NOTES_SIZE = 368
-#: VMCOREINFO_NOTE_SIZE, include/linux/crash_core.h.
-_VMCOREINFO_SIZE = 0x1024
 _GARBAGE = b"\xcc"
-_CPUS = "sys/devices/system/cpu"
 _LIMIT = "proc/sys/kernel/kexec_load_limit_panic"
 
 
@@ -102,148 +93,27 @@ class ForeignImage:
     text: bytes
 
 
-class FakeKernel:
-    """See the module's docstring."""
+class FakeKernel(FakeMachine):
+    """See the module's docstring; arguments as `FakeMachine`."""
 
     known_flags = fake_kexec.KNOWN_FLAGS
 
-    def __init__(
-        self,
-        directory: Path,
-        ram: Sequence[Range],
-        reservation: Range,
-        low_reservation: Range | None = None,
-        cpus: Sequence[int] = (0,),
-        possible: int = 8,
-        *,
-        page_offset: int = fake_files.PAGE_OFFSET,
-        gbpages: bool = False,
-        block_size: int = 128 * MIB,
-        text: Range | None = None,
-    ) -> None:
-        self.directory = directory
-        self.root = Root(directory)
-        self.reservation = reservation
-        self.low_reservation = low_reservation
-        self.page_offset = page_offset
-        self.gbpages = gbpages
-        self.possible = possible
+    def __init__(self, directory: Path, *arguments: Any, **options: Any) -> None:
+        super().__init__(directory, *arguments, **options)
         self.permitted = True
         self.refusals = {"kexec_file_load": errno.ENOSYS}
         self.calls: list[Call] = []
         self.control_pages: tuple[int, ...] = ()
         self.entry: int | None = None
-        self._resources = [(one, "System RAM") for one in sorted(ram)]
-        self._cpus: set[int] = set()
         self._failures: list[tuple[int, bool]] = []
-        self.text = text or self._place_text()
-        self.vmcoreinfo = self.text.end + 1
-        self._kcore = KcoreFile(self._file("proc/kcore"))
-        self._write_fixed(block_size)
-        self._write_memory_files()
-        for number in cpus:
-            self.hot_add_cpu(number)
         self._set_loaded(False)
-
-    @classmethod
-    def q35(
-        cls,
-        directory: Path,
-        memory: int = 2 << 30,
-        crashkernel: int = 256 * MIB,
-        cpus: Sequence[int] = (0,),
-        possible: int = 8,
-        *,
-        gbpages: bool = False,
-    ) -> FakeKernel:
-        """A q35 guest under SeaBIOS: RAM up to 2 GiB, the rest from 4 GiB on."""
-        low = min(memory, 2 << 30)
-        ram = [Range(0x1000, 0x9FBFF), Range(MIB, low - 0x21001)]
-        if memory > low:
-            ram.append(Range(4 << 30, (4 << 30) + memory - low - 1))
-        end = (low - 16 * MIB) // (16 * MIB) * (16 * MIB)
-        reservation = Range(end - crashkernel, end - 1)
-        return cls(directory, ram, reservation, None, cpus, possible, gbpages=gbpages)
-
-    # --- the machine -------------------------------------------------------------------
-
-    @property
-    def ram(self) -> tuple[Range, ...]:
-        """System RAM resources, sorted; neighbours are not merged."""
-        return tuple(sorted(one for one, _ in self._resources))
-
-    @property
-    def cpus(self) -> tuple[int, ...]:
-        return tuple(sorted(self._cpus))
 
     @property
     def loaded(self) -> bool:
         return self._file("sys/kernel/kexec_crash_loaded").read_text() == "1\n"
 
-    @property
-    def total_ram_pages(self) -> int:
-        """totalram_pages(), MemTotal: without what was taken at boot, the reservations first."""
-        taken = self.reservation.size + (self.low_reservation.size if self.low_reservation else 0)
-        total = sum(one.size for one in self.ram)
-        return (total - taken - total // 64 - self.text.size) // PAGE
-
-    def crash_notes(self, cpu: int) -> int:
-        """Address of a CPU's note buffer: made at boot for every possible CPU."""
-        return self.vmcoreinfo + 2 * PAGE + cpu * 2 * PAGE + 0x400
-
-    def hot_add_memory(self, added: Range, name: str = "System RAM") -> None:
-        """Add a DIMM (or with another name virtio_mem, kmem): all of it shows at once."""
-        if any(added.overlaps(one) for one in self.ram):
-            raise ValueError(f"{added} is there already")
-        self._resources.append((added, name))
-        self._write_memory_files()
-
-    def hot_remove_memory(self, removed: Range) -> None:
-        """Take memory away: one or more resources, or an end or middle of one."""
-        left = [
-            (piece, name)
-            for one, name in self._resources
-            for piece in fake_files.without([one], [removed])
-        ]
-        gone = sum(one.size for one in self.ram) - sum(one.size for one, _ in left)
-        if gone != removed.size:
-            raise ValueError(f"{removed} is not all there")
-        self._resources = left
-        self._write_memory_files()
-
-    def hot_add_cpu(self, number: int, registered: bool = True) -> None:
-        if not 0 <= number < self.possible or number in self._cpus:
-            raise ValueError(f"cpu {number} cannot be added")
-        self._cpus.add(number)
-        self._write(f"{_CPUS}/present", fake_files.cpu_list(self._cpus))
-        if registered:
-            self.register_cpu(number)
-
-    def register_cpu(self, number: int) -> None:
-        """Make the directory of a CPU that is present."""
-        self._write(f"{_CPUS}/cpu{number}/crash_notes", f"{self.crash_notes(number):x}\n")
-        self._write(f"{_CPUS}/cpu{number}/crash_notes_size", f"{_CRASH_NOTES_SIZE}\n")
-
-    def hot_remove_cpu(self, number: int) -> None:
-        self._cpus.remove(number)
-        self._write(f"{_CPUS}/present", fake_files.cpu_list(self._cpus))
-        shutil.rmtree(self._file(f"{_CPUS}/cpu{number}"), ignore_errors=True)
-
-    # --- physical memory ---------------------------------------------------------------
-
-    def read_memory(self, address: int, size: int) -> bytes:
-        self._check_mapped(address, size)
-        return self._kcore.read(address, size)
-
-    def write_memory(self, address: int, data: bytes) -> None:
-        self._check_mapped(address, len(data))
-        self._kcore.write(address, data)
-
-    def _check_mapped(self, address: int, size: int) -> None:
-        if not any(one.start <= address and address + size - 1 <= one.end for one in self.ram):
-            raise ValueError(f"{size} bytes at {address:#x} are not in one RAM range")
-
-    # --- kexec -------------------------------------------------------------------------
+    def _set_loaded(self, loaded: bool) -> None:
+        self._write("sys/kernel/kexec_crash_loaded", f"{int(loaded)}\n")
 
     def fail_next(self, code: int, before_free: bool, times: int = 1) -> None:
         """Make the next ``times`` loads fail with errno ``code``."""
@@ -372,8 +242,8 @@ class FakeKernel:
         holes = [Range(0, MIB - 1), self.reservation]
         holes += [self.low_reservation] if self.low_reservation else []
         ram = fake_files.without(self.ram, holes)
-        notes = [(self.crash_notes(cpu), _CRASH_NOTES_SIZE) for cpu in self.cpus]
-        notes.append((self.vmcoreinfo, _VMCOREINFO_SIZE))
+        notes = [(self.crash_notes(cpu), CRASH_NOTES_SIZE) for cpu in self.cpus]
+        notes.append((self.vmcoreinfo, VMCOREINFO_SIZE))
         return fake_files.elfcorehdr(
             notes, fake_files.kcore_loads(self.text, ram, self.page_offset)
         )
@@ -384,58 +254,6 @@ class FakeKernel:
             return None
         size = min(1 << 22, self.reservation.end + 1 - elfcorehdr)
         return fake_files.read_elfcorehdr(self.read_memory(elfcorehdr, size))
-
-    # --- files -------------------------------------------------------------------------
-
-    def _file(self, name: str) -> Path:
-        path = self.directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
-
-    def _write(self, name: str, content: str | bytes) -> None:
-        """Replace a file in one step: a reader sees the old content or the new."""
-        path = self._file(name)
-        beside = path.with_name(path.name + ".new")
-        beside.write_bytes(content.encode() if isinstance(content, str) else content)
-        beside.replace(path)
-
-    def _set_loaded(self, loaded: bool) -> None:
-        self._write("sys/kernel/kexec_crash_loaded", f"{int(loaded)}\n")
-
-    def _place_text(self) -> Range:
-        for one in self.ram:
-            start = max(one.start + 2 * MIB - 1, 16 * MIB) // (2 * MIB) * (2 * MIB)
-            place = Range(start, start + _TEXT_SIZE - 1)
-            if one.contains(place) and not place.overlaps(self.reservation):
-                return place
-        raise ValueError("no RAM range has room for the kernel text; name one with text=")
-
-    def _write_fixed(self, block_size: int) -> None:
-        self._write("sys/kernel/vmcoreinfo", f"0x{self.vmcoreinfo:016x} {_VMCOREINFO_SIZE:x}\n")
-        self._write("sys/kernel/kexec_crash_size", f"{self.reservation.size}\n")
-        self._write(f"{_CPUS}/possible", fake_files.cpu_list(range(self.possible)))
-        self._write("sys/devices/system/memory/block_size_bytes", f"{block_size:x}\n")
-        devices = [one for one, name in fake_files.Q35_DEVICES if name == "Reserved"]
-        self._write("sys/kernel/boot_params/data", fake_files.boot_params(self.ram, devices))
-        self._write("sys/kernel/boot_params/version", "0x020f\n")
-
-    def _write_memory_files(self) -> None:
-        self._write("proc/iomem", fake_files.iomem(self._iomem_resources()))
-        self._write("proc/meminfo", f"MemTotal:       {self.total_ram_pages * 4:8} kB\n")
-        loads = fake_files.kcore_loads(self.text, self.ram, self.page_offset)
-        end = max(one.end for one in self.ram) + 1
-        self._kcore.show(fake_files.kcore_head(loads), end)
-
-    def _iomem_resources(self) -> list[tuple[Range, str]]:
-        text, half = self.text.start, self.text.size // 2
-        inner = [
-            (Range(text, text + half - 1), "Kernel code"),
-            (Range(text + half, text + half + 0xB44FFF), "Kernel rodata"),
-            (self.reservation, "Crash kernel"),
-        ]
-        if self.low_reservation:
-            inner.append((self.low_reservation, "Crash kernel"))
-        return [*self._resources, *fake_files.firmware_resources(self.ram), *inner]
 
 
 def _place(segment: SegmentLike) -> Place:
