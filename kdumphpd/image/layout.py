@@ -77,9 +77,14 @@ class Room:
     pad: int
     elfcorehdr: int
 
-    def holds(self, pages: int, header_size: int) -> bool:
-        """Whether a load that takes ``pages`` control pages and this header fits."""
-        return pages * PAGE <= self.pad and header_size <= self.elfcorehdr
+    def outgrown(self, pages: int, header_size: int) -> str:
+        """Why a load does not fit that takes ``pages`` control pages; empty if it does."""
+        if pages * PAGE > self.pad:
+            return f"RAM has outgrown the control pad: {pages} of {self.pad // PAGE} pages"
+        if header_size > self.elfcorehdr:
+            needed = f"{header_size} of {self.elfcorehdr} bytes"
+            return f"the elfcorehdr has outgrown its reserve: {needed}"
+        return ""
 
 
 def room_for(ram: Iterable[Range], elfcorehdr_reserve: int) -> Room:

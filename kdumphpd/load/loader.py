@@ -113,7 +113,7 @@ class Loader(HostLoader):
     def _room(self, machine: Machine, keep: ParameterBlock | None) -> Room:
         if keep is not None:
             room = Room(keep.control_pad.size, keep.elfcorehdr.size)
-            if fits(machine, room):
+            if not _outgrown(machine, room):
                 return room
         reserve = elfcorehdr.reserve_size(
             machine.fixed.possible_cpus,
@@ -160,8 +160,9 @@ class Loader(HostLoader):
         self.expect(block)
         content = _header(machine, block)
         room = Room(block.control_pad.size, block.elfcorehdr.size)
-        if not fits(machine, room):
-            raise NotDoneError("the machine has outgrown the room kept free in the loaded image")
+        outgrown = _outgrown(machine, room)
+        if outgrown:
+            raise NotDoneError(outgrown)
         with LockedBuffer.of(content) as header:
             segment = self._header_segment(block, header)
             usec = self._load((segment,), read_back.entry(block))
@@ -234,10 +235,10 @@ def _header(machine: Machine, block: ParameterBlock) -> bytes:
     return machine.header() + read_back.trailer(block)
 
 
-def fits(machine: Machine, room: Room) -> bool:
-    """Whether a load for ``machine`` stays within ``room``."""
+def _outgrown(machine: Machine, room: Room) -> str:
+    """Why a load for ``machine`` does not stay within ``room``; empty if it does."""
     size = len(machine.header()) + read_back.TRAILER_SIZE
-    return room.holds(control_pages(machine.all_ram), size)
+    return room.outgrown(control_pages(machine.all_ram), size)
 
 
 _REMEDIES = {

@@ -93,9 +93,9 @@ def test_the_room_holds_the_ram_of_now_and_growth(ram: tuple[Range, ...], reserv
     pages = layout.control_pages(ram)
     assert room.pad >= 4 * pages * PAGE
     assert room.pad % MIB == 0
-    assert room.holds(pages, reserve)
-    assert not room.holds(room.pad // PAGE + 1, reserve)
-    assert not room.holds(pages, room.elfcorehdr + 1)
+    assert not room.outgrown(pages, reserve)
+    assert "the control pad" in room.outgrown(room.pad // PAGE + 1, reserve)
+    assert "its reserve" in room.outgrown(pages, room.elfcorehdr + 1)
     assert layout.capacity_gib(room.pad) >= 1024
 
 

@@ -34,6 +34,8 @@ _BEGIN, _END = "<!-- support table: python -m tests.vm.matrix --readme -->", "<!
 # By the rungs that a row took.
 _GUARANTEES = {
     "delta": "complete, image proven by its digest",
+    "delta, full": "complete, image proven by its digest; loaded anew where it must be",
+    "kernel, full": "the kernel adds; loaded anew where it must be",
     "kernel": "kept by the kernel, complete",
     "kernel, delta": "the kernel adds, what it leaves is repaired by a delta",
     "kernel, file": "the kernel adds, what it leaves is repaired by a new load",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.vm import scenarios
+from tests.vm import scenarios, scenarios_shape
 from tests.vm.rig import (
     BOOKWORM,
     BULLSEYE,
@@ -71,6 +71,12 @@ _NUMA = (
     *("-numa", "node,nodeid=1,memdev=ram1,cpus=2-3"),
 )
 
+# A page every 4 MiB is reserved, and here and there a byte more, so that what follows
+# starts inside a page.
+_PIECES = "memmap=" + ",".join(
+    f"{'4K' if number % 10 else 4097}${256 + 4 * number}M" for number in range(204)
+)
+
 # A kernel without CONFIG_KEXEC, as RHEL 10's.
 _NO_KEXEC_LOAD = """\
 [Service]
@@ -123,7 +129,7 @@ ROWS = (
     Row(
         "crashkernel=,high",
         BOOKWORM,
-        scenarios.follow_hotplug_above_4g,
+        scenarios_shape.follow_hotplug_above_4g,
         # 2 GiB below 4 GiB, 1 GiB above.
         MachineOptions(memory=3 * GIB, crashkernel="256M,high"),
         shape="[ $(grep -c 'Crash kernel' /proc/iomem) = 2 ]",
@@ -131,14 +137,39 @@ ROWS = (
     Row(
         "virtio-mem",
         BOOKWORM,
-        scenarios.follow_virtio_mem,
+        scenarios_shape.follow_virtio_mem,
         MachineOptions(virtio_mem=True),
+    ),
+    Row(
+        "dax memory",
+        BOOKWORM,
+        scenarios_shape.follow_dax_memory,
+        # 2 GiB below 4 GiB; what is above becomes E820_TYPE_SOFT_RESERVED.
+        MachineOptions(memory=3 * GIB, kernel_arguments=("memmap=1G%4G-1+0xefffffff",)),
+        shape="[ -e /dev/dax0.0 ]",
+    ),
+    Row(
+        "RAM in 200 pieces",
+        BOOKWORM,
+        scenarios_shape.outgrow_room,
+        # The pad is there for hosts without 1 GiB pages.
+        MachineOptions(cpu=f"{_CPU},-pdpe1gb", slots=64, kernel_arguments=(_PIECES,)),
+        shape="! grep -q pdpe1gb /proc/cpuinfo",
+        config=_HURRY,
+    ),
+    Row(
+        "crashkernel shrunk",
+        BOOKWORM,
+        scenarios_shape.shrink_reservation,
+        shape="[ ! -e /sys/kernel/kexec ]",
+        config=_HURRY,
     ),
     Row(
         "two NUMA nodes",
         BOOKWORM,
-        scenarios.follow_hotplug,
-        MachineOptions(qemu_arguments=_NUMA),
+        scenarios_shape.follow_hotplug_on_node_1,
+        # Balancing would move the pattern to the node of the process that holds it.
+        MachineOptions(qemu_arguments=_NUMA, kernel_arguments=("numa_balancing=disable",)),
         shape='[ "$(cat /sys/devices/system/node/online)" = 0-1 ]',
     ),
     Row(
@@ -172,6 +203,12 @@ ROWS = (
         shape="test -d /sys/firmware/efi",
     ),
     Row(
+        "RAM in 200 pieces",
+        TRIXIE,
+        scenarios_shape.follow_hotplug_in_pieces,
+        MachineOptions(kernel_arguments=(_PIECES,)),
+    ),
+    Row(
         "lockdown=confidentiality",
         TRIXIE,
         scenarios.know_nothing_in_confidentiality,
@@ -186,6 +223,13 @@ ROWS = (
     Row("hotplug and crash", SID, scenarios.follow_hotplug_with_kernel),
     Row("CPU removal", SID, scenarios.remove_cpu_with_kernel),
     Row("what the kernel leaves", SID, scenarios.mend_what_the_kernel_leaves, starts=False),
+    Row(
+        "crashkernel shrunk",
+        SID,
+        scenarios_shape.shrink_reservation,
+        shape="[ -e /sys/kernel/kexec/crash_size ]",
+        config=_HURRY,
+    ),
 )
 
 

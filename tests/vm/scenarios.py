@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,12 +57,18 @@ def audit(vm: Machine) -> dict[str, Any]:
     return found
 
 
-def follow_hotplug(vm: Machine, rung: str = "delta") -> Shown:
-    """DIMMs come and go and a CPU comes, each with one load; the vmcore is complete."""
-    stays, goes = _plug_and_unplug(vm)
+def follow_hotplug(vm: Machine, rung: str = "delta", node: int = 0) -> Shown:
+    """DIMMs come and go and a CPU comes, each with one load; the vmcore is complete.
+
+    Args:
+        vm: the machine.
+        rung: what the loads must be.
+        node: the DIMMs' NUMA node.
+    """
+    stays, goes = _plug_and_unplug(vm, node=node)
     settle(vm)
     updates = Journal(vm.guest).records("updated")
-    count = f"{blocks(vm, goes)} blocks"
+    count = f"{len(blocks(vm, goes))} blocks"
     assert [one["KDUMPHPD_CHANGE"] for one in updates] == [
         f"memory {stays.start:#x}-{stays.end:#x}, 1 GiB, {count} added",
         "cpu 1 added",
@@ -115,7 +120,7 @@ def follow_hotplug_with_kernel(vm: Machine, rung: str = "delta", cpus: int = 2) 
     assert "kernel" in [one.get("KDUMPHPD_BACKEND") for one in journal.records("fallback")]
     updates = journal.records("updated")
     removed = [one for one in updates if one["KDUMPHPD_CHANGE"].endswith("removed")]
-    gone = f"memory {goes.start:#x}-{goes.end:#x}, 1 GiB, {blocks(vm, goes)} blocks removed"
+    gone = f"memory {goes.start:#x}-{goes.end:#x}, 1 GiB, {len(blocks(vm, goes))} blocks removed"
     assert [one["KDUMPHPD_CHANGE"] for one in removed] == [gone]
     assert {one["KDUMPHPD_BACKEND"] for one in updates} == {rung}
     seen = shown(vm, updates, by_kernel=True)
@@ -133,14 +138,16 @@ def follow_hotplug_with_secure_boot(vm: Machine) -> Shown:
     return follow_hotplug_with_kernel(vm, "file", cpus=1)
 
 
-def _plug_and_unplug(vm: Machine, cpus: int = 2) -> tuple[Dimm, Dimm]:
+def _plug_and_unplug(vm: Machine, cpus: int = 2, node: int = 0) -> tuple[Dimm, Dimm]:
     """A DIMM in, CPUs up to ``cpus``, another DIMM in and out again; complete after each.
+
+    The DIMMs are of NUMA node ``node``.
 
     Returns:
         The DIMM that stays, and the one that has gone.
     """
     vm.guest.wait_for_unit("kdumphpd.service")
-    stays = vm.hot_add_dimm(1 * GIB)
+    stays = vm.hot_add_dimm(1 * GIB, node=node)
     vm.wait_for_memory(stays)
     wait_until_complete(vm)
     assert _holds(ram_in_loaded_header(vm), stays)
@@ -148,7 +155,7 @@ def _plug_and_unplug(vm: Machine, cpus: int = 2) -> tuple[Dimm, Dimm]:
         vm.hot_add_cpu()
         vm.wait_for_cpus(count)
     wait_until_complete(vm)
-    goes = vm.hot_add_dimm(1 * GIB)
+    goes = vm.hot_add_dimm(1 * GIB, node=node)
     vm.wait_for_memory(goes)
     wait_until_complete(vm)
     assert _holds(ram_in_loaded_header(vm), goes)
@@ -161,31 +168,6 @@ def _plug_and_unplug(vm: Machine, cpus: int = 2) -> tuple[Dimm, Dimm]:
 def wait_until_complete(vm: Machine) -> None:
     """Wait for the audit's verdict ``complete``."""
     vm.guest.wait_until("kdumphpd audit", 120)
-
-
-def follow_hotplug_above_4g(vm: Machine) -> Shown:
-    """As follow_hotplug, with a reservation above 4 GiB and one for DMA below."""
-    reserved = re.findall("^ +([0-9a-f]+)-.* Crash kernel$", vm.guest.read("/proc/iomem"), re.M)
-    assert len(reserved) == 2, reserved
-    assert int(reserved[0], 16) < 4 * GIB <= int(reserved[1], 16)
-    return follow_hotplug(vm)
-
-
-def follow_virtio_mem(vm: Machine) -> Shown:
-    """Memory that a virtio-mem device gives and takes; the vmcore is complete."""
-    journal = Journal(vm.guest)
-    vm.guest.wait_for_unit("kdumphpd.service")
-    vm.resize_virtio_mem(2 * GIB)
-    journal.wait_for(1, "updated")
-    stays = vm.resize_virtio_mem(1 * GIB)
-    settle(vm)
-    assert "System RAM (virtio_mem)" in vm.guest.read("/proc/iomem")
-    updates = journal.records("updated")
-    assert {one["KDUMPHPD_BACKEND"] for one in updates} == {"delta"}
-    assert updates[-1]["KDUMPHPD_CHANGE"].endswith("removed")
-    seen = shown(vm, updates)
-    crash_is_complete(vm, stays, cpus=1)
-    return seen
 
 
 def remove_cpu(vm: Machine) -> Shown:
@@ -372,10 +354,10 @@ def vmcore_is_complete(vm: Machine, dimm: Dimm, cpus: int) -> None:
     assert find_pattern(capture.vmcore, addresses, CONTENT)
 
 
-def blocks(vm: Machine, dimm: Dimm) -> int:
-    """How many memory blocks ``dimm`` has in the guest."""
+def blocks(vm: Machine, dimm: Dimm) -> range:
+    """The numbers of the memory blocks that ``dimm`` has in the guest."""
     size = int(vm.guest.read("/sys/devices/system/memory/block_size_bytes"), 16)
-    return (dimm.end + 1 - dimm.start) // size
+    return range(dimm.start // size, (dimm.end + 1) // size)
 
 
 def shown(vm: Machine, updates: Sequence[dict[str, Any]], *, by_kernel: bool = False) -> Shown:

@@ -108,16 +108,21 @@ class Machine:
         """Whether QEMU still runs."""
         return self._process is not None and self._process.poll() is None
 
-    def hot_add_dimm(self, size: int) -> Dimm:
-        """Plug in a DIMM of ``size`` bytes; the guest may still be bringing it online."""
+    def hot_add_dimm(self, size: int, *, node: int = 0, address: int | None = None) -> Dimm:
+        """Plug in a DIMM of ``size`` bytes; the guest may still be bringing it online.
+
+        Args:
+            size: bytes.
+            node: NUMA node.
+            address: where; None for behind the last one.
+        """
         self._dimms += 1
         name = f"dimm{self._dimms}"
         self._monitor.execute(
             "object-add", {"qom-type": "memory-backend-ram", "id": f"{name}-ram", "size": size}
         )
-        self._monitor.execute(
-            "device_add", {"driver": "pc-dimm", "id": name, "memdev": f"{name}-ram"}
-        )
+        device = {"driver": "pc-dimm", "id": name, "memdev": f"{name}-ram", "node": node}
+        self._monitor.execute("device_add", device | ({"addr": address} if address else {}))
         (start,) = (
             device["data"]["addr"]
             for device in self._monitor.execute("query-memory-devices")

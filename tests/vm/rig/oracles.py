@@ -52,10 +52,7 @@ def expected_ram(iomem: str) -> list[tuple[int, int]]:
 
 
 def ram_in_vmcore(header: Path) -> list[tuple[int, int]]:
-    """Ranges of the direct map's PT_LOADs, joined where they touch.
-
-    /proc/vmcore rounds each range outwards to whole pages.
-    """
+    """Ranges of the direct map's PT_LOADs, joined where they touch."""
     with header.open("rb") as file:
         return ram_in_header(file)
 
