@@ -99,7 +99,7 @@ def follow_hotplug_by_command(vm: Machine) -> Shown:
     vm.wait_for_memory(dimm)
     updates = journal.wait_for(1, "updated", timeout=180)
     settle(vm)
-    change = f"memory {dimm.start:#x}-{dimm.end:#x}, 1 GiB, {blocks(vm, dimm)} blocks added"
+    change = f"memory {dimm.start:#x}-{dimm.end:#x}, 1 GiB, {len(blocks(vm, dimm))} blocks added"
     assert [(one["KDUMPHPD_BACKEND"], one["KDUMPHPD_CHANGE"]) for one in updates] == [
         ("command", change)
     ]
