@@ -77,6 +77,9 @@ _PIECES = "memmap=" + ",".join(
     f"{'4K' if number % 10 else 4097}${256 + 4 * number}M" for number in range(204)
 )
 
+# 2 GiB lie below 4 GiB; what lies above becomes E820_TYPE_SOFT_RESERVED.
+_DAX = MachineOptions(memory=3 * GIB, kernel_arguments=("memmap=1G%4G-1+0xefffffff",))
+
 # A kernel without CONFIG_KEXEC, as RHEL 10's.
 _NO_KEXEC_LOAD = """\
 [Service]
@@ -144,9 +147,8 @@ ROWS = (
         "dax memory",
         BOOKWORM,
         scenarios_shape.follow_dax_memory,
-        # 2 GiB below 4 GiB; what is above becomes E820_TYPE_SOFT_RESERVED.
-        MachineOptions(memory=3 * GIB, kernel_arguments=("memmap=1G%4G-1+0xefffffff",)),
-        shape="[ -e /dev/dax0.0 ]",
+        _DAX,
+        shape="[ -e /sys/bus/dax/devices/dax0.0 ]",
     ),
     Row(
         "RAM in 200 pieces",
@@ -223,6 +225,13 @@ ROWS = (
     Row("hotplug and crash", SID, scenarios.follow_hotplug_with_kernel),
     Row("CPU removal", SID, scenarios.remove_cpu_with_kernel),
     Row("what the kernel leaves", SID, scenarios.mend_what_the_kernel_leaves, starts=False),
+    Row(
+        "dax memory",
+        SID,
+        scenarios_shape.follow_dax_memory_with_kernel,
+        _DAX,
+        shape="[ -e /sys/bus/dax/devices/dax0.0 ]",
+    ),
     Row(
         "crashkernel shrunk",
         SID,

@@ -67,15 +67,41 @@ def follow_virtio_mem(vm: Machine) -> Shown:
 
 
 def follow_dax_memory(vm: Machine) -> Shown:
-    """A dax device becomes memory, a device, and memory again; the vmcore is complete.
+    """A dax device becomes memory, a device, and memory again; the vmcore is complete."""
+    dax = _take_and_give_dax_memory(vm)
+    updates = Journal(vm.guest).records("updated")
+    came_and_went = [one["KDUMPHPD_CHANGE"] for one in updates]
+    assert came_and_went == [
+        f"{_blocks_of(vm, dax)} {how}" for how in ("added", "removed", "added")
+    ]
+    assert {one["KDUMPHPD_BACKEND"] for one in updates} == {"delta"}
+    seen = shown(vm, updates)
+    crash_is_complete(vm, dax, cpus=1)
+    return seen
 
-    Needs memory that the firmware calls "soft reserved".
+
+def follow_dax_memory_with_kernel(vm: Machine) -> Shown:
+    """As follow_dax_memory, where the kernel updates the header: what it leaves is repaired."""
+    dax = _take_and_give_dax_memory(vm)
+    updates = Journal(vm.guest).records("updated")
+    changes = [one["KDUMPHPD_CHANGE"] for one in updates]
+    assert f"{_blocks_of(vm, dax)} removed" in changes, changes
+    assert {one["KDUMPHPD_BACKEND"] for one in updates} == {"delta"}
+    seen = shown(vm, updates, by_kernel=True)
+    crash_is_complete(vm, dax, cpus=1)
+    return seen
+
+
+def _take_and_give_dax_memory(vm: Machine) -> Dimm:
+    """Have a dax device's memory come, go and come again; complete after each.
+
+    Needs memory that the firmware calls "soft reserved". Newer kernels take it for
+    RAM by themselves.
     """
-    journal = Journal(vm.guest)
     vm.guest.wait_for_unit("kdumphpd.service")
     drivers = "/sys/bus/dax/drivers"
-    vm.guest.run(f"modprobe kmem && echo dax0.0 >{drivers}/device_dax/unbind")
-    vm.guest.run(f"echo dax0.0 >{drivers}/kmem/new_id")
+    take = f"echo dax0.0 >{drivers}/device_dax/unbind && echo dax0.0 >{drivers}/kmem/new_id"
+    vm.guest.run(f"modprobe kmem && {{ [ -e {drivers}/kmem/dax0.0 ] || {{ {take}; }}; }}")
     ((start, end),) = _resources(vm, r"System RAM \(kmem\)")
     dax = Dimm("dax0.0", start, end)
     vm.wait_for_memory(dax)
@@ -89,17 +115,12 @@ def follow_dax_memory(vm: Machine) -> Shown:
     vm.guest.run(f"echo dax0.0 >{drivers}/kmem/bind")
     vm.wait_for_memory(dax)
     settle(vm)
-    updates = journal.records("updated")
-    change = f"memory {start:#x}-{end:#x}, 1 GiB, {len(blocks(vm, dax))} blocks"
-    assert [one["KDUMPHPD_CHANGE"] for one in updates] == [
-        f"{change} added",
-        f"{change} removed",
-        f"{change} added",
-    ]
-    assert {one["KDUMPHPD_BACKEND"] for one in updates} == {"delta"}
-    seen = shown(vm, updates)
-    crash_is_complete(vm, dax, cpus=1)
-    return seen
+    return dax
+
+
+def _blocks_of(vm: Machine, dax: Dimm) -> str:
+    """As the journal names its memory."""
+    return f"memory {dax.start:#x}-{dax.end:#x}, 1 GiB, {len(blocks(vm, dax))} blocks"
 
 
 def follow_hotplug_in_pieces(vm: Machine) -> Shown:
