@@ -6,7 +6,7 @@ from .errors import CommandFailedError, RigError
 from .firmware import Firmware
 from .gdbstub import PhysicalMemory
 from .guest_image import GuestImage, build_or_reuse
-from .guests import BOOKWORM, BULLSEYE, GUESTS, SID, TRIXIE, Guest
+from .guests import BOOKWORM, BULLSEYE, FLEET, GUESTS, SID, TRIXIE, Guest
 from .journal import Journal
 from .machine import Capture, Dimm, Machine
 from .options import CAPTURE_COMMAND_LINE, GIB, MIB, MachineOptions
@@ -25,6 +25,7 @@ __all__ = [
     "BOOKWORM",
     "BULLSEYE",
     "CAPTURE_COMMAND_LINE",
+    "FLEET",
     "GIB",
     "GUESTS",
     "MIB",

@@ -35,10 +35,12 @@ class GuestShell:
             raise CommandFailedError(command, exit_code, stdout, stderr)
         return stdout
 
-    def try_run(self, command: str, timeout: float = 60) -> tuple[int, str, str]:
+    def try_run(
+        self, command: str, timeout: float = 60, stdin: bytes = b""
+    ) -> tuple[int, str, str]:
         """Run ``command`` and return its exit code, stdout and stderr."""
         deadline = time.monotonic() + timeout
-        process = self.start(command)
+        process = self.start(command, stdin)
         while True:
             status = self._agent.execute("guest-exec-status", {"pid": process})
             if status["exited"]:
@@ -50,9 +52,11 @@ class GuestShell:
             raise RigError(f"killed by signal {status.get('signal')} in the guest: {command}")
         return status["exitcode"], _text(status, "out-data"), _text(status, "err-data")
 
-    def start(self, command: str) -> int:
+    def start(self, command: str, stdin: bytes = b"") -> int:
         """Start ``command`` and return its process id without waiting for it."""
         arguments = {"path": "/bin/sh", "arg": ["-c", command], "capture-output": True}
+        if stdin:
+            arguments["input-data"] = base64.b64encode(stdin).decode()
         return int(self._agent.execute("guest-exec", arguments)["pid"])
 
     def read(self, path: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Guest:
         security: whether the suite has security updates in an archive of their own.
         kernel_packages: what brings a kernel and its modules.
         python: version of the suite's /usr/bin/python3.
-        packages: Python packages that the product needs, from the suite.
+        packages: what the product needs from the suite, and tests of this guest alone.
         wheels: what the product needs and the suite lacks or has too old, from PyPI.
         archives: packages that some tests unpack; they lie in /var/lib/rig as .deb files.
         merge_usr: whether the suite's packages do not merge /usr by themselves.
@@ -66,6 +66,23 @@ BOOKWORM = Guest(
     wheels=("pydantic>=2",),
     # Installed, its udev rule and its initrd would be part of every test.
     archives=("kdump-tools",),
+)
+
+# A host of a fleet, and its collector: what the Ansible role finds on a server, and what
+# packaging/FLEET.md has installed. Their units would be part of every test.
+FLEET = replace(
+    BOOKWORM,
+    name="fleet",
+    packages=(
+        *_PYTHON_PACKAGES,
+        "jq",
+        "openssl",
+        "python3-apt",
+        "python3-packaging",
+        "python3-venv",
+        "systemd-journal-remote",
+    ),
+    archives=(),
 )
 
 TRIXIE = Guest(
