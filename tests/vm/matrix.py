@@ -41,6 +41,7 @@ _GUARANTEES = {
     "kernel, file": "the kernel adds, what it leaves is repaired by a new load",
     "file": "complete after each new load; no digest to prove the image by",
     "command": "complete after each run of the command; no digest of ours",
+    "none": "the audit tells complete from stale, whoever loaded it",
     "": "stays armed as it is; a crit record says that it is stale",
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.vm import scenarios, scenarios_shape
+from tests.vm import scenarios, scenarios_audit, scenarios_shape
 from tests.vm.rig import (
     BOOKWORM,
     BULLSEYE,
@@ -102,6 +102,7 @@ _CPU = MachineOptions().cpu
 ROWS = (
     Row("hotplug and crash", BULLSEYE, scenarios.follow_hotplug, in_test=True),
     Row("CPU removal", BULLSEYE, scenarios.remove_cpu),
+    Row("images of others", BULLSEYE, scenarios_audit.audit_images_of_others, starts=False),
     Row("hotplug and crash", BOOKWORM, scenarios.follow_hotplug),
     Row("lockdown=integrity", BOOKWORM, scenarios.stay_armed_in_lockdown),
     Row(
@@ -121,6 +122,7 @@ ROWS = (
         in_test=True,
     ),
     Row("CPU removal", BOOKWORM, scenarios.remove_cpu),
+    Row("images of others", BOOKWORM, scenarios_audit.audit_images_of_others, starts=False),
     Row(
         "hotplug and crash",
         BOOKWORM,
@@ -196,6 +198,7 @@ ROWS = (
         in_test=True,
     ),
     Row("CPU removal", TRIXIE, scenarios.remove_cpu_with_kernel),
+    Row("images of others", TRIXIE, scenarios_audit.audit_images_of_others, starts=False),
     Row("what the kernel leaves", TRIXIE, scenarios.mend_what_the_kernel_leaves, starts=False),
     Row(
         "hotplug and crash",
@@ -213,7 +216,7 @@ ROWS = (
     Row(
         "lockdown=confidentiality",
         TRIXIE,
-        scenarios.know_nothing_in_confidentiality,
+        scenarios_audit.know_nothing_in_confidentiality,
     ),
     Row(
         "Secure Boot",
@@ -224,6 +227,7 @@ ROWS = (
     ),
     Row("hotplug and crash", SID, scenarios.follow_hotplug_with_kernel),
     Row("CPU removal", SID, scenarios.remove_cpu_with_kernel),
+    Row("images of others", SID, scenarios_audit.audit_images_of_others, starts=False),
     Row("what the kernel leaves", SID, scenarios.mend_what_the_kernel_leaves, starts=False),
     Row(
         "dax memory",
