@@ -42,6 +42,7 @@ KDUMP_COREDIR=/var/crash
 
 def run(vm: Machine, rounds: int) -> Section:
     """Run ``rounds`` rounds in ``vm``, traced already; the daemon is stopped meanwhile."""
+    guest.online(vm, 1)
     vm.guest.run(f"systemctl stop {guest.UNIT}", timeout=300)
     ways = _ways(vm, scripted=_add_kdump_tools(vm))
     trace.take(vm.guest)

@@ -14,6 +14,7 @@ from tests.vm.rig import (
     MIB,
     Guest,
     Machine,
+    MachineOptions,
     Overlay,
     accelerator,
     add_product,
@@ -54,13 +55,16 @@ ExecStart=/usr/bin/kdumphpd load
 
 
 @contextlib.contextmanager
-def running_daemon(release: Guest, wheel: Path | None, initrd_mib: int) -> Iterator[Machine]:
+def running_daemon(
+    release: Guest, wheel: Path | None, initrd_mib: int, cpus: int = 1
+) -> Iterator[Machine]:
     """A booted guest whose daemon has loaded its image.
 
     Args:
         release: what boots.
         wheel: the product; None builds it.
         initrd_mib: size of the initrd, which is the guest's own, padded with zeros.
+        cpus: how many it has.
     """
     with tempfile.TemporaryDirectory(prefix="kdumphpd-bench-") as name:
         directory = Path(name)
@@ -71,13 +75,23 @@ def running_daemon(release: Guest, wheel: Path | None, initrd_mib: int) -> Itera
         overlay = Overlay(directory / "overlay")
         add_product(overlay, release, wheel, TREE / "systemd", CONFIG)
         overlay.write(f"/etc/systemd/system/{FILE_UNIT}", _FILE_UNIT)
-        with Machine(image, directory / "vm", overlay) as vm:
+        with Machine(image, directory / "vm", overlay, MachineOptions(cpus=cpus)) as vm:
             size = max(initrd_mib * MIB, image.initramfs.stat().st_size)
             vm.guest.run(f"cp /boot/capture.img {INITRD} && truncate -s {size} {INITRD} && sync")
             # Not waited for here: wait_for_unit shows the journal where it fails.
             vm.guest.run(f"systemctl start --no-block {UNIT}")
             vm.guest.wait_for_unit(UNIT, 120)
             yield vm
+
+
+def online(vm: Machine, cpus: int) -> None:
+    """Have 1 or 2 of the guest's CPUs online.
+
+    Not by plugging: QEMU 7.2's software emulation now and then dies of a CPU that comes, and
+    always of memory that goes after a CPU went.
+    """
+    vm.guest.run(f"echo {cpus - 1} >/sys/devices/system/cpu/cpu1/online")
+    vm.wait_for_cpus(cpus)
 
 
 def where(vm: Machine) -> str:

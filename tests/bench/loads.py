@@ -44,7 +44,11 @@ class Rounds:
         self._vm = vm
         self._records = guest.Records(vm.guest)
         self._managed = trace.has_handler(vm.guest)
-        trace.take(vm.guest)
+
+    def settle(self) -> None:
+        """Leave out what has been traced so far, once the header is as it should be."""
+        self._audited()
+        trace.take(self._vm.guest)
 
     def run(self, cpus: int) -> None:
         """One round: a DIMM comes and goes, an unload-and-reload, a full load over that."""
@@ -61,20 +65,6 @@ class Rounds:
         self._unload_reload(cpus)
         vm.guest.run(f"systemctl reload {guest.UNIT}", timeout=300)
         self._our_load("full", cpus, "reload over kexec-tools' image")
-
-    def add_cpu(self) -> None:
-        """Bring a second CPU online while its own delta load is made.
-
-        It stays: QEMU 7.2's software emulation, having lost a CPU, dies of a
-        segmentation fault when memory goes next.
-        """
-        self._vm.hot_add_cpu()
-        if not self._managed:
-            self._our_load("delta", 0, "CPU added")
-        self._vm.wait_for_cpus(2)
-        if self._managed:
-            self._audited()
-            trace.take(self._vm.guest)
 
     def _note(self, cpus: int, name: str, value: float) -> None:
         self.values.setdefault(f"{cpus} {name}", []).append(value)
@@ -148,21 +138,17 @@ def run(vm: Machine, rounds: int = ROUNDS) -> Section:
     """
     measured = Rounds(vm)
     for cpus in (1, 2):
+        guest.online(vm, cpus)
+        measured.settle()
         for number in range(1, rounds + 1):
             log.info("loads: round %d of %d with %d CPUs", number, rounds, cpus)
             measured.run(cpus)
-        if cpus == 1:
-            measured.add_cpu()
     values = {name: tuple(one) for name, one in measured.values.items()}
     figures, ratios = zip(*(_of(values, cpus) for cpus in (1, 2)))
-    coming = values.get("0 delta trace", ())
     return Section(
         f"loads {vm.image.guest.name}",
         guest.where(vm),
-        (
-            *sum(figures, ()),
-            *((Figure(f"{DELTA}, as CPU 2 comes", "us", coming),) if coming else ()),
-        ),
+        sum(figures, ()),
         sum(ratios, ()),
         guest.facts(vm),
     )
