@@ -26,7 +26,7 @@ from tests.vm.rig import (
     build_or_reuse,
 )
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(1500)]
 
 TREE = Path(__file__).parents[2]
 PAGE = (TREE / "packaging/FLEET.md").read_text()
@@ -95,7 +95,7 @@ class Controller:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=400,
+            timeout=600,
             check=False,
         )
         recap = re.search(r"^guest +: (.*)$", done.stdout, re.MULTILINE)
