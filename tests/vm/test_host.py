@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ from tests.vm.rig import (
 )
 from tests.vm.scenarios import audit, crash_is_complete
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(1500)]
 
 TREE = Path(__file__).parents[2]
 STAND_IN = Path(__file__).parent / "stand_in"
@@ -29,7 +30,12 @@ KILLS = 20
 # Loads follow each other closely here, and the service is killed more often than a
 # unit may start.
 CONFIG = "[update]\nmax_disarmed_percent = 10\nsettle_seconds = 2.0\n"
+DROP_IN = "/etc/systemd/system/kdumphpd.service.d/test.conf"
+SYSCONFIG = "/etc/sysconfig/kdump"
+LIBRARY = "/usr/lib/kdump/kdump-lib.sh"
 VENDOR_RULE = "98-kexec.rules"
+# No event and no kdumpctl that follows from one is still to come.
+IDLE = "udevadm settle --timeout=10 && ! pgrep -x kdumpctl"
 OURS_AND_COMPLETE = (
     """found=$(kdumphpd audit --json) && echo "$found" | grep -q '"managed_by": "kdumphpd"'"""
 )
@@ -66,7 +72,7 @@ def overlay(bookworm: GuestImage, wheel: Path, tmp_path: Path) -> Overlay:
 def host(bookworm: GuestImage, overlay: Overlay, tmp_path: Path) -> Iterator[Machine]:
     """A guest in which the stand-in's kdump.service and the product's service run."""
     add_kdump(overlay, STAND_IN)
-    overlay.write("/etc/systemd/system/kdumphpd.service.d/test.conf", RESTARTED_AT_ONCE)
+    overlay.write(DROP_IN, RESTARTED_AT_ONCE)
     overlay.enable("kdumphpd.service")
     with Machine(bookworm, tmp_path / "vm", overlay) as vm:
         vm.guest.wait_for_unit("kdumphpd.service")
@@ -91,17 +97,13 @@ def rules_in(text: str, name: str) -> list[str]:
     return [str(Path(one.split()[-1]).parent) for one in lines if one.endswith(f"/{name}")]
 
 
-@dataclass(frozen=True)
-class FullLoads:
-    """How often the whole image was loaded, by us and by kdump's hotplug rule."""
-
-    ours: int
-    kdumps: int
+def full_loads_by_us(journal: Journal) -> list[dict[str, Any]]:
+    return [one for one in journal.records() if one.get("KDUMPHPD_BACKEND") == "full"]
 
 
-def full_loads(vm: Machine, journal: Journal) -> FullLoads:
-    ours = [one for one in journal.records() if one.get("KDUMPHPD_BACKEND") == "full"]
-    return FullLoads(len(ours), vm.guest.read("/run/kdumpctl.log").split().count("reload"))
+def kdumps_loads(vm: Machine) -> int:
+    """How often kdump's hotplug rule, or somebody by hand, had kdumpctl load again."""
+    return vm.guest.read("/run/kdumpctl.log").split().count("reload")
 
 
 def test_kdump_tools(bookworm: GuestImage, overlay: Overlay, tmp_path: Path) -> None:
@@ -193,9 +195,10 @@ def test_kdumpctl(host: Machine) -> None:
 def test_killed_again_and_again(host: Machine) -> None:
     guest, journal = host.guest, Journal(host.guest)
     assert_kept(host)
-    loads = full_loads(host, journal)
     for number in range(1, KILLS + 1):
-        if number % 3 == 0:  # in the middle of a burst, each time a little later
+        # In the middle of a burst, each time a little later: the first ones before the
+        # update is through.
+        if number % 3 == 0:
             dimm = host.hot_add_dimm(GIB)
             guest.run(f"sleep {number / 20}; systemctl kill -s KILL kdumphpd")
             host.wait_for_memory(dimm)
@@ -203,21 +206,118 @@ def test_killed_again_and_again(host: Machine) -> None:
             guest.run("systemctl kill -s KILL kdumphpd")
             assert guest.read("/sys/kernel/kexec_crash_loaded").strip() == "1"
         journal.wait_for(number + 1, "started")
-        guest.wait_until("udevadm settle && " + OURS_AND_COMPLETE, 60)
-        assert_kept(host)
+        guest.wait_until(f"{IDLE} && {OURS_AND_COMPLETE}", 120)
         assert rules_read(host, VENDOR_RULE) == "/run/udev/rules.d"
         assert rules_in(guest.read(AFTER_DEATH), VENDOR_RULE) == ["/usr/lib/udev/rules.d"] * number
         # Between two daemons the distribution's rule is in force: what it loads is adopted
         # by a full load, and nothing else costs one.
-        before, loads = loads, full_loads(host, journal)
-        assert loads.ours - before.ours <= loads.kdumps - before.kdumps, journal.text()
-    assert loads.kdumps < KILLS, "kdump's own loads are the exception"
+        assert len(full_loads_by_us(journal)) <= 1 + kdumps_loads(host), journal.text()
 
     for command in ("systemctl stop kdumphpd", "systemctl start kdumphpd"):
         guest.run(command)
         expected = "/usr/lib/udev/rules.d" if "stop" in command else "/run/udev/rules.d"
         assert rules_read(host, VENDOR_RULE) == expected
-    guest.write("/etc/systemd/system/kdumphpd.service.d/test.conf", "[Service]\nRestart=no\n")
+    guest.write(DROP_IN, "[Service]\nRestart=no\n")
     guest.run("systemctl daemon-reload && systemctl kill -s KILL kdumphpd")
     guest.wait_until("systemctl is-failed kdumphpd", 30)
     assert rules_read(host, VENDOR_RULE) == "/usr/lib/udev/rules.d"
+
+
+def test_bad_input(host: Machine) -> None:
+    keeps_what_is_loaded(host)
+    leaves_it_to_kdump(host)
+
+
+def keeps_what_is_loaded(host: Machine) -> None:
+    """What we have loaded stays and follows hotplug, whatever becomes of kdump."""
+    guest, journal = host.guest, Journal(host.guest)
+    sysconfig = guest.read(SYSCONFIG)
+    library = guest.read(LIBRARY)
+    full = len(full_loads_by_us(journal))
+
+    guest.write(SYSCONFIG, f'{sysconfig}\nKDUMP_COMMANDLINE="no end\n')
+    wait_for_words(host, "what is loaded stays: /etc/sysconfig/kdump has a syntax error")
+    follows(host, journal)
+    guest.write(SYSCONFIG, sysconfig)
+
+    guest.run(f"mv /boot/capture.img /boot/elsewhere.img; touch {SYSCONFIG}")
+    wait_for_words(host, "what is loaded stays: initrd /boot/capture.img")
+    follows(host, journal)
+    guest.run("mv /boot/elsewhere.img /boot/capture.img")
+
+    guest.write(LIBRARY, f"{library}\nprepare_cmdline() {{ sleep infinity; }}\n")
+    guest.run(f"touch {SYSCONFIG}")
+    follows(host, journal)
+    wait_for_words(host, r"what is loaded stays: .*\(prepare_cmdline\) did not finish within 30 s")
+    guest.write(LIBRARY, library)
+    guest.wait_until("! pgrep -x sleep", 90)
+
+    # Held by another: nothing is loaded past it, and at its end at once.
+    holder = guest.start("exec flock --no-fork /run/lock/kdump sleep 1000")
+    updates = len(journal.records("updated"))
+    host.hot_add_cpu()
+    guest.wait_until(
+        "systemctl show -P StatusText kdumphpd"
+        " | grep -q 'an update waits, kdump.s lock /run/lock/kdump has been held by process'",
+        60,
+    )
+    assert audit(host)["verdict"] == "stale"
+    assert guest.read("/sys/kernel/kexec_crash_loaded").strip() == "1"
+    guest.run(f"kill {holder}")
+    (*_, updated) = journal.wait_for(updates + 1, "updated")
+    assert (updated["KDUMPHPD_CHANGE"], updated["KDUMPHPD_BACKEND"]) == ("cpu 1 added", "delta")
+    assert_kept(host)
+    assert len(full_loads_by_us(journal)) == full
+    assert rules_read(host, VENDOR_RULE) == "/run/udev/rules.d"
+
+
+def leaves_it_to_kdump(host: Machine) -> None:
+    """Where we cannot know what to load, or cannot keep kdump's rule from it, the rule stays."""
+    guest, journal = host.guest, Journal(host.guest)
+    sysconfig = guest.read(SYSCONFIG)
+    guest.run("systemctl stop kdumphpd && kdumpctl restart")
+    guest.write(SYSCONFIG, f'{sysconfig}\nKDUMP_COMMANDLINE="no end\n')
+    guest.run("systemctl start kdumphpd")
+    wait_for_words(host, "another image is loaded, and what kdump would load is not known")
+    assert rules_read(host, VENDOR_RULE) == "/usr/lib/udev/rules.d"
+    kept_by_the_rule(host)
+    assert audit(host)["managed_by"] == "other"
+    adopted = len(journal.records("adopted"))
+    guest.write(SYSCONFIG, sysconfig)
+    journal.wait_for(adopted + 1, "adopted")
+    assert_kept(host)
+    assert rules_read(host, VENDOR_RULE) == "/run/udev/rules.d"
+
+    guest.run("systemctl stop kdumphpd")
+    guest.write(DROP_IN, f"{RESTARTED_AT_ONCE}ReadOnlyPaths=/run/udev\n")
+    guest.run("systemctl daemon-reload && systemctl start kdumphpd")
+    wait_for_words(host, "Read-only file system, so the distribution.s hotplug rule stays")
+    assert rules_read(host, VENDOR_RULE) == "/usr/lib/udev/rules.d"
+    adopted = len(journal.records("adopted"))
+    kept_by_the_rule(host)
+    journal.wait_for(adopted + 1, "adopted")
+    guest.wait_until(OURS_AND_COMPLETE, 60)
+
+
+def wait_for_words(vm: Machine, words: str) -> None:
+    """Wait for a record of ours that matches ``words``, an extended regular expression."""
+    vm.guest.wait_until(f"journalctl -b SYSLOG_IDENTIFIER=kdumphpd | grep -Eq {quote(words)}", 90)
+
+
+def follows(vm: Machine, journal: Journal) -> None:
+    """A DIMM costs one delta load, and our image is complete after it."""
+    count = len(journal.records("updated"))
+    dimm = vm.hot_add_dimm(GIB)
+    vm.wait_for_memory(dimm)
+    (updated,) = journal.wait_for(count + 1, "updated")[count:]
+    assert updated["KDUMPHPD_BACKEND"] == "delta"
+    assert_kept(vm)
+
+
+def kept_by_the_rule(vm: Machine) -> None:
+    """A DIMM is answered by kdump's own rule, and its image is complete after it."""
+    seen = kdumps_loads(vm)
+    dimm = vm.hot_add_dimm(GIB)
+    vm.wait_for_memory(dimm)
+    vm.guest.wait_until(f"{IDLE} && kdumphpd audit", 120)
+    assert kdumps_loads(vm) > seen

@@ -6,7 +6,7 @@ prepare_kdump_bootinfo()
 	KDUMP_KERNELVER=${KDUMP_KERNELVER:-$(uname -r)}
 	KDUMP_KERNEL=/boot/vmlinuz-$KDUMP_KERNELVER
 	KDUMP_INITRD=/boot/capture.img
-	[ -f "$KDUMP_KERNEL" ] && [ -f "$KDUMP_INITRD" ]
+	[ -f "$KDUMP_KERNEL" ]
 }
 
 prepare_cmdline()
