@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from kdumphpd.errors import MachineError
@@ -109,6 +109,8 @@ def test_a_truncated_header_is_none(size: int) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, len(_SAMPLE) - 1), st.integers(0, 255)), max_size=8))
+@example([(40, 1)])
+@example([(60, 1)])
 def test_a_damaged_header_is_read_as_the_crash_kernel_would(edits: list[tuple[int, int]]) -> None:
     data = bytearray(_SAMPLE)
     for position, value in edits:
