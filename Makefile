@@ -4,6 +4,7 @@
 #   make demo             the main job in a VM: hotplug, crash, a complete vmcore
 #   make test             lint, types, unit and property tests, then the VM tests
 #   make test-vm-matrix   every kernel and firmware that we support
+#   make test-pythons     the unit tests with Python 3.9 to 3.14, old and new libraries
 #   make bench            speed, as ratios measured side by side in one run
 #   make rpm              build/rpm/*.rpm
 
@@ -11,7 +12,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test lint test-unit test-vm test-vm-matrix bench rpm wheel packages clean
+.PHONY: demo test lint test-unit test-vm test-vm-matrix test-pythons bench rpm wheel packages clean
 
 demo: wheel
 	$(RUN)/python -m tests.vm.demo
@@ -31,6 +32,9 @@ test-vm: wheel
 
 test-vm-matrix: wheel
 	KDUMPHPD_WHEEL=$$(echo build/dist/*.whl) $(RUN)/python -m tests.vm.matrix
+
+test-pythons: $(VENV)/installed
+	$(RUN)/python -m tests.pythons
 
 bench: wheel
 	$(RUN)/python -m tests.bench

@@ -151,9 +151,9 @@ def _build(guest: Guest, directory: Path) -> None:
     root = directory / "root"
     image = GuestImage(guest, directory)
     with step("packages (mmdebstrap)"):
-        _bootstrap(guest, root)
+        bootstrap(guest, root)
     with step("Python packages (pip)"):
-        _add_wheels(guest, root, directory / "wheels")
+        add_wheels(guest, root, directory / "wheels")
     _configure(root)
     shutil.copy(root / "boot/vmlinuz", image.kernel)
     with step("initramfs"):
@@ -165,7 +165,8 @@ def _build(guest: Guest, directory: Path) -> None:
     shutil.rmtree(directory / "initramfs")
 
 
-def _bootstrap(guest: Guest, root: Path) -> None:
+def bootstrap(guest: Guest, root: Path) -> None:
+    """Install the guest's packages, from the suite, in the directory ``root``."""
     include = ",".join((*PACKAGES, *guest.packages, *guest.kernel_packages))
     command = ["mmdebstrap", "--variant=minbase", "--format=directory", "--quiet"]
     command += ["--architectures=amd64", f"--include={include}"]
@@ -219,7 +220,7 @@ def _apt_checks_age() -> bool:
     return "false" not in _run(["apt-config", "shell", "VALUE", f"{name}/b"], timeout=60)
 
 
-def _add_wheels(guest: Guest, root: Path, wheels: Path) -> None:
+def add_wheels(guest: Guest, root: Path, wheels: Path) -> None:
     """Install from PyPI what the suite lacks, for the guest's own Python.
 
     In two steps: "pip install" for another Python takes releases that demand a later
