@@ -233,13 +233,15 @@ class FakeKernel(FakeMachine):
         command_line = last + 0xFD000
         text = f"root=/dev/vda1 irqpoll nr_cpus=1 elfcorehdr={header // 1024}K".encode()
         self.write_memory(command_line, text + b"\0")
-        self.write_memory(header, self._foreign_header())
+        self.write_memory(header, self._foreign_header(style))
         self.entry = last + 0x2000
         self._set_loaded(True)
         return ForeignImage(header, command_line, text)
 
-    def _foreign_header(self) -> bytes:
-        holes = [Range(0, MIB - 1), self.reservation]
+    def _foreign_header(self, style: str) -> bytes:
+        holes = [self.reservation]
+        # kexec-tools lists the first MiB too (measured), the kernel leaves it out.
+        holes += [Range(0, MIB - 1)] if style == "kexec_file_load" else []
         holes += [self.low_reservation] if self.low_reservation else []
         ram = fake_files.without(self.ram, holes)
         notes = [(self.crash_notes(cpu), CRASH_NOTES_SIZE) for cpu in self.cpus]

@@ -46,6 +46,14 @@ def test_what_it_loaded_is_read_back_and_known_again(host: HotplugHost) -> None:
     assert keeper.matches(look)
 
 
+def test_low_memory_in_its_header_is_no_change(host: HotplugHost) -> None:
+    host.configure(more='[update]\ncommand = "/bin/true now"\n')
+    keeper = host.open().keeper
+    keeper.load(keeper.look().machine)
+    host.kernel.hot_add_memory(DIMM)
+    assert str(keeper.look().change) == f"memory {DIMM}, 2 GiB, 16 blocks added"
+
+
 def test_a_stale_image_that_it_leaves_is_said(host: HotplugHost) -> None:
     host.kernel.hot_add_memory(DIMM)
     parts = host.open()
