@@ -99,7 +99,7 @@ def _loads(release: Guest, arguments: argparse.Namespace) -> Iterator[Section]:
 
 def _minutes(rounds: int) -> float:
     """How long the loads of one guest take under emulation, about."""
-    return 1 + rounds * 1.2
+    return 1 + rounds * 0.7
 
 
 def _provide_purgatory(wheel: Path | None) -> None:
