@@ -13,7 +13,7 @@ from collections.abc import Callable
 from kdumphpd.adopter import LOCK_SECONDS, Adopter, Sight
 from kdumphpd.audit.audit import audit
 from kdumphpd.audit.compare import Verdict
-from kdumphpd.distribution.adoption import Owner
+from kdumphpd.distribution.adoption import Owner, Reason
 from kdumphpd.errors import BusyError, KdumphpdError
 from kdumphpd.events.burst import Action, Burst, Outcome, Pace
 from kdumphpd.events.monitor import Drained
@@ -300,7 +300,9 @@ class Service:
         if look.state is State.FOREIGN and sight.host.owner is Owner.CONFIGURATION:
             text = "another program's image is loaded; loading the configured one instead"
             self._say.record(Kind.FOREIGN, text, look_details(look))
-        mended = sight.host.keeper.load(look.machine)
+        keeper = sight.host.keeper
+        kdumps = sight.verdict.reason is Reason.KDUMP_LOADED
+        mended = (keeper.adopt if kdumps else keeper.load)(look.machine)
         self._report_load(kind, what, look, mended)
         return mended
 

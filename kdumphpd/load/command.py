@@ -17,12 +17,14 @@ import subprocess
 from collections.abc import Callable
 
 from kdumphpd.audit.foreign import live_headers
+from kdumphpd.audit.read_back import FoundHeader
 from kdumphpd.errors import KdumphpdError, LoadError
 from kdumphpd.load.file import header_problem, remember
 from kdumphpd.load.loader import Loaded, NotDoneError
 from kdumphpd.machine import reservation as reservations
 from kdumphpd.machine.files import Root
 from kdumphpd.machine.kcore import PhysicalMemory
+from kdumphpd.machine.ranges import Range
 from kdumphpd.machine.snapshot import Machine, MachineReader
 
 #: With the time that asking kdump may take, shorter than the unit's WatchdogSec=.
@@ -117,19 +119,41 @@ class CommandLoader:
         live_at = self._clock()
         if not reservations.crash_loaded(self._root):
             raise LoadError(f"{shlex.join(self._command)} left nothing loaded")
-        place = reservations.find(self._root, self._reader.resources()).main
         usec = live_at - began
         try:
-            with PhysicalMemory(self._root) as memory:
-                found = live_headers(self._root, memory, place)
+            found = self._live_header()
         except KdumphpdError as error:
             return Loaded("command", None, usec, live_at, problem=str(error))
+        return self._remembered(machine, found, usec, live_at)
+
+    def take(self, machine: Machine) -> Loaded | None:
+        """What is loaded, remembered as if the command had just loaded it; nothing is run.
+
+        None if it is not complete.
+
+        Raises:
+            KdumphpdError: that cannot be told.
+        """
+        found = self._live_header()
+        if header_problem(found, machine, self._reader):
+            return None
+        return self._remembered(machine, found, 0, self._clock())
+
+    def _live_header(self) -> FoundHeader:
+        with PhysicalMemory(self._root) as memory:
+            found = live_headers(self._root, memory, self._reservation())
         if len({one.content for one in found}) != 1:
-            problem = f"{len(found)} headers are in memory, which one is live is not known"
-            return Loaded("command", None, usec, live_at, problem=problem)
-        image, problem = remember(self._root, place, "command", found[0], "")
-        problem = header_problem(found[0], machine, self._reader) or problem
+            text = f"{len(found)} headers are in memory, which one is live is not known"
+            raise LoadError(text)
+        return found[0]
+
+    def _remembered(self, machine: Machine, found: FoundHeader, usec: int, live_at: int) -> Loaded:
+        image, problem = remember(self._root, self._reservation(), "command", found, "")
+        problem = header_problem(found, machine, self._reader) or problem
         return Loaded("command", None, usec, live_at, image, problem)
+
+    def _reservation(self) -> Range:
+        return reservations.find(self._root, self._reader.resources()).main
 
     def _run(self) -> None:
         shown = shlex.join(self._command)

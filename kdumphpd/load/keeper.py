@@ -189,6 +189,19 @@ class Keeper:
         """Load the whole image, whatever is loaded now."""
         return self._climb(machine, None)
 
+    def adopt(self, machine: Machine) -> Mended:
+        """Load the whole image in place of one that the host's kdump has loaded.
+
+        Where we could only have kdump load it again, that stays if it is complete.
+        """
+        way = self._rungs.route(own_image=False)
+        if way.rungs == (Rung.COMMAND,):
+            taken = self._rungs.take(machine)
+            if taken is not None:
+                self._loaded(taken)
+                return Mended(taken, (), armed=True, ruled_out=way.above(Rung.COMMAND))
+        return self.load(machine)
+
     def _climb(self, machine: Machine, block: ParameterBlock | None) -> Mended:
         """Try one rung after the other; each that fails is followed by the next at once."""
         way = self._rungs.route(own_image=block is not None)

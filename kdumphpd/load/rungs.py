@@ -63,6 +63,14 @@ class Rungs:
             return self.command.load(machine)
         return self.file.load(machine) if rung is Rung.FILE else self.loader.full(machine)
 
+    def take(self, machine: Machine) -> Loaded | None:
+        """Take what is loaded for what ``command`` would load; None if it is not complete."""
+        try:
+            return self.command.take(machine) if self.command is not None else None
+        except KdumphpdError:
+            # Whatever it is, the command's own is better known.
+            return None
+
     def is_made_of(self, image: Remembered) -> bool:
         """Whether ``image`` is made of what is configured."""
         if image.backend == "command":

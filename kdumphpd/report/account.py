@@ -64,10 +64,12 @@ class Account:
         self.note_choice(self.choice.loaded(mended), look)
         self._trouble.over()
         self._generation += 1
-        said = f"not armed for {duration_text(loaded.unarmed_usec)}"
+        said = f"{loaded.backend} load, not armed for {duration_text(loaded.unarmed_usec)}"
+        if not loaded.unarmed_usec:
+            said = "kdump's own image is complete and stays"
         self.record(
             kind,
-            "; ".join(filter(None, (f"{what}; {loaded.backend} load, {said}", loaded.problem))),
+            "; ".join(filter(None, (what, said, loaded.problem))),
             replace(
                 details,
                 unarmed_usec=loaded.unarmed_usec,

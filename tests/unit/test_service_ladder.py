@@ -10,8 +10,9 @@ import pytest
 from kdumphpd.errors import KdumphpdError
 from kdumphpd.report.records import Kind, Priority
 from kdumphpd.service import Service
+from tests.unit.fake_kdump import FakeKdump
 from tests.unit.fake_kexec import HOTPLUG_SUPPORT
-from tests.unit.host_fixture import DIMM, OTHER_DIMM, uevents
+from tests.unit.host_fixture import CONFIG, DIMM, OTHER_DIMM, uevents
 from tests.unit.hotplug_host import HotplugHost
 
 
@@ -278,6 +279,29 @@ def test_the_command_is_last(host: HotplugHost) -> None:
     (fallback,) = host.records.of(Kind.FALLBACK)
     assert fallback.message.startswith("loading by command; delta, full: kexec_load: EPERM")
     assert "; file: kexec_file_load: EPERM" in fallback.message
+
+
+def test_what_kdump_loaded_stays_where_only_its_command_could_load_it_again(
+    host: HotplugHost,
+) -> None:
+    """Running it would leave nothing loaded for seconds, for the same image."""
+    kdump = FakeKdump(host)
+    for call in ("kexec_load", "kexec_file_load"):
+        host.kernel.refuse(call, errno.EPERM)
+    ran = host.root.path("/ran")
+    host.write(str(CONFIG), f"[update]\ncommand = \"/bin/sh -c 'echo >>{ran}'\"\n")
+    kdump.load()
+    service = host.service()
+    service.start()
+    (begun,) = host.records.of(Kind.STARTED)
+    assert "kdump's own image is complete and stays" in begun.message
+    assert (begun.details.backend, begun.details.verdict) == ("command", "complete")
+    assert not ran.exists()
+    host.kernel.hot_add_memory(DIMM)
+    service.uevents(uevents(16))
+    host.pass_time(service, 60)
+    assert ran.read_text().count("\n") >= 1
+    assert host.records.of(Kind.UPDATED)
 
 
 def test_what_is_not_right_with_a_load_is_in_its_record(host: HotplugHost) -> None:
