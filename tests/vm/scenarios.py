@@ -96,6 +96,7 @@ def follow_hotplug_by_command(vm: Machine) -> Shown:
     for call in ("kexec_load: ENOSYS", "kexec_file_load: ENOSYS"):
         assert call in choice["MESSAGE"], choice
     before = guest.read("/run/kdumpctl.log")
+    assert "reload" not in before.split(), "what kdump loaded was complete"
     dimm = vm.hot_add_dimm(1 * GIB)
     vm.wait_for_memory(dimm)
     updates = journal.wait_for(1, "updated", timeout=180)
