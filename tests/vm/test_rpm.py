@@ -15,8 +15,8 @@ from tests.vm.rig.product import CONFIG
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(900)]
 
 TREE = Path(__file__).parents[2]
-PACKAGE = "/root/kdumphpd-1.rpm"
-NEXT_PACKAGE = "/root/kdumphpd-2.rpm"
+PACKAGE = "/srv/kdumphpd-1.rpm"
+NEXT_PACKAGE = "/srv/kdumphpd-2.rpm"
 VENDOR_RULE = "/usr/lib/udev/rules.d/98-kexec.rules"
 SHADOW = "/run/udev/rules.d/98-kexec.rules"
 RULE_RAN = "/run/vendor-rule-ran"
@@ -25,7 +25,7 @@ CONFIG_FILE = "/etc/kdumphpd/kdumphpd.toml"
 # All of the disk but rpm's database, which Debian's rpm keeps in root's home, and
 # what there is of ours in /run, where other programs' files come and go.
 LIST_FILES = """\
-find / -xdev ! -path '/root/.rpmdb*' ! -path '/var/lib/rpm*'
+find / -xdev ! -path '*/.rpmdb*' ! -path '/var/lib/rpm*'
 find /run -path '*kdump*' -o -path '/run/udev/rules.d/*'
 """
 
