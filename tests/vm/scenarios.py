@@ -22,6 +22,7 @@ from tests.vm.rig import (
     ram_in_vmcore,
 )
 from tests.vm.rig.oracles import LOW_MEMORY
+from tests.vm.rig.progress import log
 
 CONTENT = b"memory that was plugged in after the crash kernel was loaded"
 
@@ -173,27 +174,36 @@ def wait_until_complete(vm: Machine) -> None:
 
 
 def remove_cpu(vm: Machine) -> Shown:
-    """A CPU comes and goes, each with one delta load.
-
-    Without a crash: see Machine.hot_remove_cpu.
-    """
+    """A DIMM and a CPU come and the CPU goes, each with one delta load; then a crash."""
     journal = Journal(vm.guest)
-    _plug_and_unplug_cpu(vm)
+    stays = _plug_and_unplug_cpu(vm)
     assert audit(vm)["header"]["cpus"] == [0]
-    updates = journal.wait_for(2, "updated")
-    assert [one["KDUMPHPD_CHANGE"] for one in updates] == ["cpu 1 added", "cpu 1 removed"]
+    updates = journal.wait_for(3, "updated")
+    assert [one["KDUMPHPD_CHANGE"] for one in updates] == [
+        f"memory {stays.start:#x}-{stays.end:#x}, 1 GiB, {len(blocks(vm, stays))} blocks added",
+        "cpu 1 added",
+        "cpu 1 removed",
+    ]
     assert {one["KDUMPHPD_BACKEND"] for one in updates} == {"delta"}
-    return shown(vm, updates)
+    seen = shown(vm, updates)
+    _crash_without_cpu(vm, stays)
+    return seen
 
 
 def remove_cpu_with_kernel(vm: Machine) -> Shown:
-    """A CPU comes and goes; the kernel's header has a note for every possible one anyway."""
-    _plug_and_unplug_cpu(vm)
-    return shown(vm, Journal(vm.guest).records("updated"), by_kernel=True)
+    """As remove_cpu; the kernel's header has a note for every possible CPU anyway."""
+    stays = _plug_and_unplug_cpu(vm)
+    seen = shown(vm, Journal(vm.guest).records("updated"), by_kernel=True)
+    _crash_without_cpu(vm, stays)
+    return seen
 
 
-def _plug_and_unplug_cpu(vm: Machine) -> None:
+def _plug_and_unplug_cpu(vm: Machine) -> Dimm:
+    """Gives a DIMM that stays."""
     vm.guest.wait_for_unit("kdumphpd.service")
+    stays = vm.hot_add_dimm(1 * GIB)
+    vm.wait_for_memory(stays)
+    wait_until_complete(vm)
     cpu = vm.hot_add_cpu()
     vm.wait_for_cpus(2)
     wait_until_complete(vm)
@@ -202,6 +212,14 @@ def _plug_and_unplug_cpu(vm: Machine) -> None:
     vm.guest.wait_until('[ "$(cat /sys/devices/system/cpu/present)" = 0 ]', 60)
     settle(vm)
     wait_until_complete(vm)
+    return stays
+
+
+def _crash_without_cpu(vm: Machine, stays: Dimm) -> None:
+    if vm.outlives_cpus:
+        crash_is_complete(vm, stays, cpus=1)
+    else:
+        log.warning("no crash after the CPU's removal: this QEMU would die of it")
 
 
 def mend_what_the_kernel_leaves(vm: Machine) -> Shown:
