@@ -15,6 +15,7 @@ import shlex
 import signal
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 
 from kdumphpd.audit.foreign import live_headers
 from kdumphpd.audit.read_back import FoundHeader
@@ -137,7 +138,7 @@ class CommandLoader:
         found = self._live_header()
         if header_problem(found, machine, self._reader):
             return None
-        return self._remembered(machine, found, 0, self._clock())
+        return replace(self._remembered(machine, found, 0, self._clock()), kept=True)
 
     def _live_header(self) -> FoundHeader:
         with PhysicalMemory(self._root) as memory:

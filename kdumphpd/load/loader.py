@@ -58,6 +58,7 @@ class Loaded:
         live_at: when it returned, in microseconds of the loader's clock.
         image: what to know it by if we did not make it.
         problem: what is not as it should be with it all the same; empty if nothing is.
+        kept: it was there already, and was complete; nothing was loaded.
     """
 
     backend: str
@@ -66,6 +67,7 @@ class Loaded:
     live_at: int
     image: Remembered | None = None
     problem: str = ""
+    kept: bool = False
 
 
 class HostLoader:

@@ -65,7 +65,7 @@ class Account:
         self._trouble.over()
         self._generation += 1
         said = f"{loaded.backend} load, not armed for {duration_text(loaded.unarmed_usec)}"
-        if not loaded.unarmed_usec:
+        if loaded.kept:
             said = "kdump's own image is complete and stays"
         self.record(
             kind,
