@@ -1,7 +1,7 @@
 """Looks at whose image is loaded, and at what the host's kdump would load.
 
 Between the service, which acts, and `kdumphpd.distribution`, which knows the host's
-kdump: one look takes kdump's lock, has the hotplug rules, asks, compares and decides
+kdump: one look takes kdump's lock, asks, compares and decides
 (`kdumphpd.distribution.adoption`). Uevents need none of this: they change no owner.
 """
 
@@ -13,12 +13,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from kdumphpd.distribution import armed, unit_state
-from kdumphpd.distribution.adoption import Adoption, Decision, Loaded, Owner, Seen, Verdict
-from kdumphpd.distribution.hotplug_rules import HotplugRules
+from kdumphpd.answer import Answer, Informed, deciding_files, image_files
+from kdumphpd.distribution import armed, kdumpctl
+from kdumphpd.distribution.adoption import (
+    AT_WORK,
+    Adoption,
+    Decision,
+    Owner,
+    Reason,
+    Resolution,
+    Seen,
+    Whose,
+)
+from kdumphpd.distribution.auto import Kdump
+from kdumphpd.distribution.unit_state import UnitState, unit_state
 from kdumphpd.distribution.watch import Changed
 from kdumphpd.errors import BusyError, KdumphpdError
 from kdumphpd.host import Host
+from kdumphpd.load import duty, remembered
 from kdumphpd.load.keeper import Look, State
 from kdumphpd.machine import reservation as reservations
 from kdumphpd.machine.kcore import PhysicalMemory
@@ -29,13 +41,15 @@ LOCK_SECONDS = 1.0
 #: How long kdump's lock may be held before that is worth a record: rebuilding an
 #: initrd takes minutes.
 LONG_HELD_USEC = 300_000_000
+#: Commands of kdumpctl after which what is loaded may be another image.
+_LOADING = frozenset(("start", "stop", "reload", "restart", "test"))
 
 
 class Watch(Protocol):
     """Says which files changed; see `kdumphpd.distribution.watch.FileWatch`."""
 
-    def watch(self, paths: Iterable[Path]) -> None:
-        """Watch ``paths`` from here on."""
+    def watch(self, paths: Iterable[Path], opening: Iterable[Path] = ()) -> None:
+        """Watch ``paths`` from here on, and when those in ``opening`` are opened."""
 
     def drain(self) -> Changed:
         """Take what changed, without blocking."""
@@ -47,43 +61,53 @@ class Sight:
 
     Attributes:
         host: with what is wanted now; it has its files open.
-        problem: why that is not known, so that what is loaded stays; empty if it is.
+        look: the look.
+        whose: the image that is loaded.
+        resolution: what to do about it.
+        problem: why what is wanted is not known, so that what is loaded stays; empty if it is.
         busy: who holds kdump's lock; empty if nobody does.
         adoption: what was remembered when it was decided.
-        again: something changed while it was asked about.
     """
 
     host: Host
     look: Look
-    verdict: Verdict
+    whose: Whose
+    resolution: Resolution
     problem: str
     busy: str
     adoption: Adoption
-    again: bool
 
     @property
     def adopt(self) -> bool:
         """Whether to load what is wanted."""
-        return self.verdict.decision is Decision.ADOPT
+        return self.resolution.decision is Decision.ADOPT
 
     @property
     def keep(self) -> bool:
         """Whether what is loaded is what is wanted."""
-        return self.verdict.decision is Decision.KEEP
+        return self.resolution.decision is Decision.KEEP
 
     @property
     def wait(self) -> bool:
         """Whether kdump is at work."""
-        return self.verdict.decision is Decision.WAIT
+        return self.resolution.decision is Decision.WAIT
+
+    @property
+    def lost(self) -> bool:
+        """Whether nothing is loaded although nobody meant that."""
+        return self.resolution.reason in (Reason.KDUMP_LOST, Reason.KDUMP_FAILED)
 
     @property
     def why(self) -> str:
         """The reason as a sentence, with the remedy if we stay out."""
-        if self.verdict.decision is not Decision.STAY_OUT or self.host.kdump is None:
-            return self.verdict.reason.value
+        kdump, reason = self.host.kdump, self.resolution.reason
+        if self.resolution.decision is not Decision.STAY_OUT or kdump is None:
+            return reason.value
         if self.problem:
             return "another image is loaded, and what kdump would load is not known"
-        return f"{self.verdict.reason.value}; {self.host.kdump.restart} loads kdump's image"
+        if reason is Reason.KDUMP_FAILED:
+            return f"{reason.value}; journalctl -u {kdump.unit} says why"
+        return f"{reason.value}; {kdump.restart} loads kdump's image"
 
 
 class Adopter:
@@ -91,28 +115,29 @@ class Adopter:
 
     Args:
         clock: microseconds of CLOCK_MONOTONIC.
-        rules: the host's hotplug rules.
         watch: for kdump's files.
-        is_running: whether a unit is active; `unit_state.is_running`.
+        state_of: the state of a unit; `unit_state`.
     """
 
     def __init__(
         self,
         clock: Callable[[], int],
-        rules: HotplugRules,
         watch: Watch,
-        is_running: Callable[[str], bool | None] = unit_state.is_running,
+        state_of: Callable[[str], UnitState] = unit_state,
     ) -> None:
         self._clock = clock
-        self._rules = rules
         self._watch = watch
+        self._state_of = state_of
         self._watched: frozenset[Path] = frozenset()
-        self._is_running = is_running
+        self._answer = Answer()
         self._adoption = Adoption()
-        self._stays_out: State | None = None
-        self._rules_problem = ""
+        # Of kdumpctl, since its lock was closed the last time.
+        self._commands: frozenset[str] = frozenset()
+        # Whether kdump has really loaded is not known: its lock was closed, and no more.
+        self._unsure = False
+        self._left_alone: tuple[State, str] | None = None
         self._busy_since: int | None = None
-        self._said = {name: OnceUntilChanged() for name in ("asked", "rules", "lock")}
+        self._said = {name: OnceUntilChanged() for name in ("asked", "lock", "remark")}
 
     @property
     def look_at(self) -> int | None:
@@ -123,22 +148,34 @@ class Adopter:
         """Whether a look is due."""
         return self._adoption.due(self._clock())
 
-    def drain(self, host: Host) -> bool:
-        """Note what kdump did since the last time; whether it did anything."""
-        changed = self._watch.drain()
-        acted = host.kdump is not None and not changed.paths.isdisjoint(host.kdump.loaded)
-        if acted or changed.lost:
-            self._adoption = self._adoption.acted(self._clock())
+    def drain(self, host: Host) -> None:
+        """Note what kdump did since the last time."""
+        changed, kdump = self._watch.drain(), host.kdump
+        if changed.opened:
+            self._commands |= kdumpctl.commands(host.root)
+        closed = kdump is not None and kdump.lock in changed.paths
+        loaded = kdump is not None and not changed.paths.isdisjoint(kdump.loaded)
+        if closed or loaded or changed.lost:
+            self._acted(loaded=loaded)
         elif changed:
             self._adoption = self._adoption.files_changed(self._clock())
-        return bool(changed)
+
+    def _acted(self, *, loaded: bool) -> None:
+        """Note that kdump is through, with the commands that were seen of it."""
+        commands, self._commands = self._commands, frozenset()
+        if commands and commands.isdisjoint(_LOADING) and not loaded:
+            return  # kdumpctl status, and the like
+        stopped = commands & _LOADING == {kdumpctl.STOP}
+        self._unsure = not (loaded or commands)
+        self._adoption = self._adoption.acted(self._clock(), stopped=stopped)
 
     def noticed(self, look: Look) -> None:
         """Note that between two looks an image is not ours, or gone.
 
         If kdump did it, its own hint is on its way; so not at once.
         """
-        if look.state is not self._stays_out and self._adoption.look_at is None:
+        known = self._left_alone is not None and self._left_alone[0] is look.state
+        if not known and self._adoption.look_at is None:
             self._adoption = self._adoption.files_changed(self._clock())
 
     def news(self, sight: Sight) -> list[str]:
@@ -146,10 +183,14 @@ class Adopter:
         problem = sight.problem and (
             f"what kdump would load is not known, what is loaded stays: {sight.problem}"
         )
-        rules = self._rules_problem and f"hotplug rules: {self._rules_problem}"
-        texts = {"asked": problem, "rules": rules}
-        news = [text for name, text in texts.items() if self._is_news(name, text)]
+        news = [problem] if self._is_news("asked", problem) else []
         return [*news, *self.held_up(sight.busy)]
+
+    def remark(self, sight: Sight) -> str:
+        """What to tell of how the image is loaded, once; empty if there is nothing."""
+        spec = sight.host.source.known
+        text = spec.remark if spec and (sight.adopt or sight.keep) else ""
+        return text if self._is_news("remark", text) else ""
 
     def held_up(self, busy: str) -> list[str]:
         """What to say of kdump's lock.
@@ -181,7 +222,7 @@ class Adopter:
         """Look, with kdump's lock held to the end of the block if that can be had.
 
         Args:
-            host: with what is to be asked about; a new one asks anew.
+            host: with what kdump answered so far, if it was asked.
             lost_by_us: a load of ours failed and left nothing.
             fresh: the configuration was read again: as at the first look.
 
@@ -190,9 +231,7 @@ class Adopter:
                 also if the files that it names cannot be used.
         """
         # The files first: what changes while we ask and look is a hint to come.
-        self._watch_files(_own_files(host) | self._watched)
-        problem = _problem(host)
-        self._watch_files(_own_files(host) | _image_files(host))
+        self._watch_files(host)
         with contextlib.ExitStack() as stack:
             busy = ""
             try:
@@ -200,32 +239,94 @@ class Adopter:
             except BusyError as error:
                 busy = str(error)
             # Who has just let go of the lock has acted.
-            again = self.drain(host)
-            adoption = replace(
-                self._adoption, lost_by_us=lost_by_us, fresh=self._adoption.fresh or fresh
-            )
-            self._guard(host, problem)
-            look = host.keeper.look()
-            loaded, problem = self._loaded(host, look, problem)
-            seen = Seen(
-                loaded,
-                host.owner,
-                kdump_busy=bool(busy),
-                kdump_running=self._kdump_running(host, loaded, adoption),
-            )
-            yield Sight(host, look, adoption.decide(seen), problem, busy, adoption, again)
+            self.drain(host)
+            adoption = self._remembered(host, lost_by_us, fresh)
+            yield self._decide(host, adoption, busy)
+
+    def _remembered(self, host: Host, lost_by_us: bool, fresh: bool) -> Adoption:
+        before = self._adoption
+        first = before.fresh and not fresh  # and not the configuration read again
+        return replace(
+            before,
+            fresh=before.fresh or fresh,
+            lost_by_us=lost_by_us or before.lost_by_us or duty.load_is_owed(host.root),
+            kdump_stopped=before.kdump_stopped or (first and duty.stop_was_seen(host.root)),
+        )
+
+    def _decide(self, host: Host, adoption: Adoption, busy: str) -> Sight:
+        look = host.keeper.look()
+        informed = Informed(host)
+        if not busy:
+            try:
+                informed = self._answer.renew(host, anew=adoption.fresh)
+            except BusyError as error:
+                busy = str(error)
+        whose, informed = self._whose(informed, look, adoption.fresh, busy)
+        self._watch_files(informed.host)
+        if self._is_as_left(host, look):
+            # kdump let go of its lock, and the image is the one from before.
+            adoption = replace(adoption, kdump_acted=False)
+        seen = Seen(whose, host.owner, kdump_busy=bool(busy), unit=self._unit(host, whose))
+        resolution = adoption.resolve(seen)
+        return Sight(informed.host, look, whose, resolution, informed.problem, busy, adoption)
+
+    def _whose(
+        self, informed: Informed, look: Look, fresh: bool, busy: str
+    ) -> tuple[Whose, Informed]:
+        """Whose image is loaded; a problem only if it matters for that."""
+        if look.state is State.UNLOADED:
+            return Whose.NOTHING, replace(informed, problem="")
+        if look.ours:
+            return _ours(informed, look, compare=not busy and (fresh or informed.asked))
+        host = informed.host
+        if informed.problem or busy:
+            return Whose.OTHER, informed
+        if host.owner is Owner.CONFIGURATION:
+            return Whose.UNKNOWN, informed
+        try:
+            whose = _identify(host)
+            if whose is not Whose.KDUMPS and not informed.asked:
+                # Not all that decides kdump's answer is a file: watchdogs, for one.
+                informed = self._answer.renew(host, anew=True)
+                whose = Whose.OTHER if informed.problem else _identify(informed.host)
+        except KdumphpdError as error:
+            return Whose.OTHER, replace(informed, problem=str(error))
+        return whose, informed
+
+    def _is_as_left(self, host: Host, look: Look) -> bool:
+        if not self._unsure or self._left_alone is None or look.state is not State.FOREIGN:
+            return False
+        return self._left_alone == (look.state, _end(host))
+
+    def _unit(self, host: Host, whose: Whose) -> UnitState:
+        """Asked only where it decides something."""
+        unsure = (Whose.NOTHING, Whose.LIKE_KDUMPS, Whose.UNKNOWN)
+        if host.kdump is None or host.owner is Owner.CONFIGURATION or whose not in unsure:
+            return UnitState.UNKNOWN
+        return self._state_of(host.kdump.unit)
 
     def done(self, sight: Sight) -> None:
         """Note that what ``sight`` asks for was done."""
+        now, root = self._clock(), sight.host.root
         if sight.problem:
             # Not decided: whatever is remembered counts when it is known.
-            self._adoption = sight.adoption.failed(self._clock(), armed=True)
+            self._adoption = sight.adoption.failed(now, armed=True)
             return
-        self._adoption = sight.adoption.decided(self._clock(), sight.verdict)
-        out = sight.verdict.decision is Decision.STAY_OUT
-        self._stays_out = sight.look.state if out else None
-        if sight.again:
-            self._adoption = self._adoption.files_changed(self._clock())
+        if sight.busy:
+            self._adoption = sight.adoption.decided(now, AT_WORK)
+            return
+        self._adoption = sight.adoption.decided(now, sight.resolution)
+        out, state = sight.resolution.decision is Decision.STAY_OUT, sight.look.state
+        end = _end(sight.host) if out and state is State.FOREIGN else ""
+        self._left_alone = (state, end) if out else None
+        if self._adoption.kdump_stopped:
+            duty.note_stop(root)
+        elif not sight.adopt:
+            duty.settle(root)
+
+    def forget(self) -> None:
+        """Ask again at the next look: the latest answer was not put to use."""
+        self._answer.forget()
 
     def failed(self, sight: Sight | None = None) -> None:
         """Note that it could not be done; it is tried again at growing gaps."""
@@ -236,72 +337,48 @@ class Adopter:
         """Note that it has to wait."""
         self._adoption = replace(self._adoption, look_at=until)
 
-    def _watch_files(self, paths: frozenset[Path]) -> None:
+    def _watch_files(self, host: Host) -> None:
+        kdump = host.kdump
+        if host.owner is Owner.CONFIGURATION or kdump is None:
+            paths: frozenset[Path] = frozenset()
+        else:
+            own = (kdump.lock, *kdump.loaded, *deciding_files(host))
+            paths = frozenset((*own, *image_files(host)))
         if paths != self._watched:
             self._watched = paths
-            self._watch.watch(paths)
-
-    def _guard(self, host: Host, problem: str) -> None:
-        """Have the hotplug rules before the look, unless there is nothing that we can do."""
-        helpless = problem and host.keeper.look().state is State.FOREIGN
-        self._rules_problem = self._rules.give_back() if helpless else self._rules.take_over()
-
-    def _loaded(self, host: Host, look: Look, problem: str) -> tuple[Loaded, str]:
-        """What is loaded, and the problem if it matters for that."""
-        if look.state is State.UNLOADED:
-            return Loaded.NOTHING, ""
-        if look.ours:
-            return _ours(host, look, problem)
-        if problem:
-            return Loaded.OTHER, problem
-        if host.owner is Owner.CONFIGURATION:
-            return Loaded.UNTOLD, ""
-        with PhysicalMemory(host.root) as memory:
-            reserved = reservations.find(host.root, host.reader.resources()).ranges
-            addresses = host.reader.fixed().addresses
-            return armed.identify(host.root, memory, addresses, reserved, host.source.spec), ""
-
-    def _kdump_running(self, host: Host, loaded: Loaded, adoption: Adoption) -> bool | None:
-        """Ask only where it decides something."""
-        asked = adoption.lost_by_us if loaded is Loaded.NOTHING else adoption.fresh
-        if host.kdump is None or host.owner is Owner.CONFIGURATION or not asked:
-            return None
-        if loaded not in (Loaded.NOTHING, Loaded.UNTOLD):
-            return None
-        return self._is_running(host.kdump.unit)
+            self._watch.watch(paths, _opening(kdump) if paths else ())
 
 
-def _own_files(host: Host) -> frozenset[Path]:
-    """Files that say when kdump has acted, or would load something else."""
-    if host.owner is Owner.CONFIGURATION or host.kdump is None:
-        return frozenset()
-    return frozenset((*host.kdump.loaded, *host.kdump.asked))
+def _opening(kdump: Kdump | None) -> tuple[Path, ...]:
+    return (kdump.lock,) if kdump is not None and kdump.tells_command else ()
 
 
-def _image_files(host: Host) -> frozenset[Path]:
-    """The kernel and the initrd, where kdump has said which."""
-    spec = host.source.known
-    if host.owner is Owner.CONFIGURATION or spec is None:
-        return frozenset()
-    return frozenset((spec.kernel, spec.initrd))
+def _identify(host: Host) -> Whose:
+    """Whose an image is that is not ours."""
+    with PhysicalMemory(host.root) as memory:
+        reserved = reservations.find(host.root, host.reader.resources()).ranges
+        addresses = host.reader.fixed().addresses
+        with host.source.protected_mode_part(host.reader) as kernel, kernel.view() as view:
+            return armed.identify(host.root, memory, addresses, reserved, host.source.spec, view)
 
 
-def _ours(host: Host, look: Look, problem: str) -> tuple[Loaded, str]:
-    if not problem:
-        try:
-            return (Loaded.OURS if host.keeper.matches(look) else Loaded.OURS_OTHER), ""
-        except KdumphpdError as error:
-            if host.owner is Owner.CONFIGURATION:
-                raise
-            problem = str(error)
-    return Loaded.OURS, problem
-
-
-def _problem(host: Host) -> str:
-    if host.owner is Owner.CONFIGURATION:
-        return ""
+def _ours(informed: Informed, look: Look, *, compare: bool) -> tuple[Whose, Informed]:
+    host = informed.host
+    if informed.problem or not compare:
+        return Whose.OURS, informed
     try:
-        host.source.spec  # noqa: B018
+        return (Whose.OURS if host.keeper.matches(look) else Whose.OURS_OTHER), informed
     except KdumphpdError as error:
-        return str(error)
-    return ""
+        if host.owner is Owner.CONFIGURATION:
+            raise
+        return Whose.OURS, replace(informed, problem=str(error))
+
+
+def _end(host: Host) -> str:
+    """What tells one loaded image from another; empty if it cannot be read."""
+    try:
+        place = reservations.find(host.root, host.reader.resources()).main
+        with PhysicalMemory(host.root) as memory:
+            return remembered.witness(memory, place)
+    except KdumphpdError:
+        return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -89,12 +90,13 @@ def plan(context: Context) -> int:
     """``kdumphpd plan``."""
     host = context.open()
     machine = host.reader.snapshot()
+    with contextlib.ExitStack() as stack:
+        if host.asks:
+            # As kdumpctl would be asked: never while it works.
+            stack.enter_context(host.lock.held())
+        spec = host.source.spec
     planned = host.loader.plan(machine)
-    return _show(
-        context,
-        text.plan_json(planned, machine, host.source.spec),
-        text.plan(planned, machine, host.source.spec),
-    )
+    return _show(context, text.plan_json(planned, machine, spec), text.plan(planned, machine, spec))
 
 
 def _show_load(context: Context, host: Host, machine: Machine, mended: Mended) -> int:

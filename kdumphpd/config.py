@@ -88,6 +88,9 @@ class ImageConfig(_Section):
     command_line: Optional[OneLine] = Field(  # noqa: UP045
         None, description="one line of printable characters"
     )
+    syscall: Literal["auto", "kexec_load", "kexec_file_load"] = Field(
+        "auto", description='"auto", "kexec_load" or "kexec_file_load"'
+    )
 
     @model_validator(mode="after")
     def _named_is_meant(self) -> ImageConfig:

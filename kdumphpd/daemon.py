@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kdumphpd.adopter import Adopter
-from kdumphpd.distribution.hotplug_rules import LiveHotplugRules
+from kdumphpd.distribution.hotplug_rules import LiveHotplugRules, RulesKeeper
 from kdumphpd.distribution.watch import FileWatch
 from kdumphpd.errors import MachineError
 from kdumphpd.events.monitor import UeventMonitor, UeventSource, kernel_monitor
@@ -33,14 +33,15 @@ def run_daemon(root: Root, kernel: Kernel, config: Path) -> int:
     """
     with single_instance(root), _signals() as signals:
         # In this order nothing falls between: uevents are waited for before the service
-        # takes the hotplug rules over, and it looks after that.
+        # looks, and it looks again once the hotplug rules are ours.
         monitor = UeventMonitor(kernel_monitor())
         reporter, rules, watch = open_reporter(), LiveHotplugRules(root), _file_watch()
         service = Service(
             lambda: open_host(root, kernel, config),
             reporter,
             monotonic_usec,
-            Adopter(monotonic_usec, rules, watch),
+            Adopter(monotonic_usec, watch),
+            RulesKeeper(rules),
         )
         try:
             service.start()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdumphpd.config import DEFAULT_PATH, Config, explicit_image, load_config
-from kdumphpd.distribution import auto
+from kdumphpd.distribution import auto, verification
 from kdumphpd.distribution.adoption import Owner
 from kdumphpd.distribution.auto import Kdump
 from kdumphpd.distribution.lock import KdumpLock
@@ -46,6 +46,11 @@ class Host:
     kernel: Kernel
     clock: Callable[[], int]
 
+    @property
+    def asks(self) -> bool:
+        """Whether what is to be loaded is asked of a kdump that may be at work."""
+        return self.owner is Owner.KDUMP and self.root.is_live
+
     def asked_again(self) -> Host:
         """The same host, which asks anew what to load and opens the files anew.
 
@@ -54,7 +59,7 @@ class Host:
         if self.owner is Owner.CONFIGURATION:
             source = ImageSource(self.source.spec)
         else:
-            source = _ask(self.root, self.kdump)
+            source = _ask(self.root, self.kdump, self.config)
         rungs = _rungs(
             self.root, self.config, self.kernel, self.reader, source, self.clock, self.lock
         )
@@ -94,7 +99,7 @@ def open_host(
     config = read_config(root, path)
     if config.image.source == "auto":
         owner, kdump = Owner.KDUMP, auto.find(root)
-        source = _ask(root, kdump)
+        source = _ask(root, kdump, config)
     else:
         owner, kdump = Owner.CONFIGURATION, _find(root)
         source = _explicit(root, config, config_path(root, path))
@@ -115,15 +120,17 @@ def _explicit(root: Root, config: Config, origin: Path) -> ImageSource:
             root.path(str(image.initrd)),
             image.command_line,
             origin=str(origin),
+            no_kexec_load=verification.no_kexec_load(config.image.syscall, (), ""),
         )
     )
 
 
-def _ask(root: Root, kdump: Kdump | None) -> ImageSource:
+def _ask(root: Root, kdump: Kdump | None, config: Config) -> ImageSource:
+    syscall = config.image.syscall
     if kdump is None:
         # There is nobody to ask, now or later.
-        return ImageSource(auto.ask(root, kdump))
-    return ImageSource(lambda: auto.ask(root, kdump))
+        return ImageSource(auto.ask(root, kdump, syscall))
+    return ImageSource(lambda: auto.ask(root, kdump, syscall))
 
 
 def _find(root: Root) -> Kdump | None:

@@ -14,6 +14,7 @@ from kdumphpd.adopter import LOCK_SECONDS, Adopter, Sight
 from kdumphpd.audit.audit import audit
 from kdumphpd.audit.compare import Verdict
 from kdumphpd.distribution.adoption import Owner, Reason
+from kdumphpd.distribution.hotplug_rules import RulesKeeper
 from kdumphpd.errors import BusyError, KdumphpdError
 from kdumphpd.events.burst import Action, Burst, Outcome, Pace
 from kdumphpd.events.monitor import Drained
@@ -52,6 +53,7 @@ class Service:
         reporter: takes the records.
         clock: microseconds of CLOCK_MONOTONIC.
         adopter: looks at whose image is loaded.
+        rules: the host's hotplug rules.
     """
 
     def __init__(
@@ -60,16 +62,21 @@ class Service:
         reporter: Reporter,
         clock: Callable[[], int],
         adopter: Adopter,
+        rules: RulesKeeper,
     ) -> None:
         self._open_host = open_host
         self._clock = clock
         self._adopter = adopter
+        self._rules = rules
         self._host = open_host()
         self._burst = Burst.begin(Pace.of(self._host.config), clock())
         self._say = Account(reporter, lambda: self._burst.uevents)
         self._due = Due.NOTHING
         self._ours = False  # the last look found our image
         self._blind = False  # the last look found nothing that can be read
+        # We are able and willing to keep what is loaded: then, and only then, the
+        # distribution's hotplug rule is not in force.
+        self._keeps = False
 
     @property
     def deadline(self) -> int:
@@ -108,6 +115,8 @@ class Service:
                 raise mended.error()
             if mended is None or mended.loaded is None:
                 self._say.record(Kind.STARTED, f"watching; {self._say.status}", look_details(look))
+            self._use(sight.host)
+        self._mind_rules(again=True)
         self._hint()
 
     def _is_in_vain(self, mended: Mended) -> bool:
@@ -150,9 +159,9 @@ class Service:
                 text = f"the old configuration stays: {error}"
                 self._say.record(Kind.STATUS, text, Details(), Priority.ERR)
                 return
-            self._host.source.close()
-            self._host = host
+            self._use(sight.host)
             self._reloaded(sight)
+        self._mind_rules(again=True)
         self._hint()
 
     def _reloaded(self, sight: Sight) -> None:
@@ -180,13 +189,15 @@ class Service:
 
     def turn(self) -> None:
         """Do what is due, if anything is."""
-        if self._adopter.due():
+        adopts = self._adopter.due()
+        if adopts:
             self._adopt()
         action = self._burst.due(self._clock())
         if action is Action.CHECK:
             self._check()
         elif action is Action.AUDIT:
             self._audit()
+        self._mind_rules(again=adopts)
 
     def report_status(self) -> None:
         """Audit now and record the result (SIGUSR1)."""
@@ -205,7 +216,7 @@ class Service:
         try:
             look = self._host.keeper.look()
         except KdumphpdError as error:
-            outcome, self._blind = Outcome.FAILED, True
+            outcome, self._blind, self._keeps = Outcome.FAILED, True, False
             self._say.complain(f"cannot look: {error}", Verdict.UNKNOWN)
         else:
             fingerprint = (look.machine, look.state)
@@ -226,6 +237,7 @@ class Service:
             return Outcome.CURRENT
         if look.state is State.CURRENT and self._due in (Due.NOTHING, Due.HEADER):
             self._due = Due.NOTHING
+            self._keeps = self._keeps or self._can_keep(look)
             self._say.current(look)
             return Outcome.CURRENT
         if look.state is State.DAMAGED:
@@ -259,24 +271,36 @@ class Service:
 
     def _adopt(self) -> None:
         """See what the host's kdump did, and follow it."""
-        host = self._host.asked_again()
-        taken = False
         try:
-            with self._adopter.sight(host, lost_by_us=self._due is Due.REARM) as sight:
+            with self._adopter.sight(self._host, lost_by_us=self._due is Due.REARM) as sight:
                 armed = sight.look.state is not State.UNLOADED
                 if sight.adopt and armed and not self._burst.may_update(self._clock()):
                     self._adopter.postponed(self._burst.rest_until)
                     self._say.status = "kdump's image stays for now, the last load was just now"
+                    loaded = False
                 else:
-                    mended = self._follow(sight, Kind.ADOPTED, sight.verdict.reason.value)
-                    taken = bool(mended and mended.loaded) or (sight.keep and not sight.problem)
+                    kind = Kind.REPAIRED if sight.lost else Kind.ADOPTED
+                    mended = self._follow(sight, kind, sight.resolution.reason.value)
+                    loaded = bool(mended and mended.loaded)
         except KdumphpdError as error:
+            self._keeps = False
             self._adopter.failed()
             self._say.complain(f"cannot look: {error}", Verdict.UNKNOWN)
-        (self._host if taken else host).source.close()
-        if taken:
-            self._host = host
+            return
+        if sight.host is self._host:
+            return
+        if loaded or sight.keep or not sight.look.ours:
+            self._use(sight.host)
             self._hint()
+        else:
+            # What is loaded is of the earlier answer, whose files are open.
+            sight.host.source.close()
+            self._adopter.forget()
+
+    def _use(self, host: Host) -> None:
+        if host is not self._host:
+            self._host.source.close()
+            self._host = host
 
     def _follow(self, sight: Sight, kind: Kind, what: str) -> Mended | None:
         """Do what a look asks for; what came of the load if it asks for one."""
@@ -284,16 +308,35 @@ class Service:
             self._say.record(Kind.STATUS, text, Details(), Priority.WARNING)
         mended = None
         if sight.adopt:
+            if sight.lost:
+                self._say.complain(sight.why, Verdict.UNLOADED)
             mended = self._load_wanted(sight, kind, what)
             if mended.loaded is None and sight.host.owner is Owner.KDUMP:
                 self._adopter.failed(sight)
                 return mended
         elif sight.wait:
             self._say.status = f"kdump is at work: {sight.busy}"
-        elif not sight.keep:
+            self._keeps = sight.look.ours or self._keeps
+        elif sight.keep:
+            self._keeps = self._can_keep(sight.look)
+        else:
             self._stay_out(sight.look, sight)
+        remark = self._adopter.remark(sight)
+        if remark:
+            self._say.record(Kind.STATUS, remark, Details(), Priority.INFO)
         self._adopter.done(sight)
         return mended
+
+    def _can_keep(self, look: Look) -> bool:
+        """Whether what is loaded can be made current, should it become stale."""
+        return look.ours and self._host.keeper.can_load(look)
+
+    def _mind_rules(self, *, again: bool = False) -> None:
+        """Have the distribution's hotplug rule in force exactly while we do not keep the image."""
+        if self._rules.follow(self._keeps, again=again):
+            self._hint()
+        problem = self._rules.problem and f"hotplug rules: {self._rules.problem}"
+        self._say.trouble("rules", problem)
 
     def _load_wanted(self, sight: Sight, kind: Kind, what: str) -> Mended:
         look = sight.look
@@ -301,7 +344,7 @@ class Service:
             text = "another program's image is loaded; loading the configured one instead"
             self._say.record(Kind.FOREIGN, text, look_details(look))
         keeper = sight.host.keeper
-        kdumps = sight.verdict.reason is Reason.KDUMP_LOADED
+        kdumps = sight.resolution.reason is Reason.KDUMP_LOADED
         mended = (keeper.adopt if kdumps else keeper.load)(look.machine)
         self._report_load(kind, what, look, mended)
         return mended
@@ -319,13 +362,14 @@ class Service:
 
     def _stay_out(self, look: Look, sight: Sight | None = None) -> None:
         """What is loaded, or not, is somebody's decision: respect it, and say so once."""
-        self._due = Due.NOTHING
+        self._due, self._keeps = Due.NOTHING, False
         if look.state is State.FOREIGN:
             kind, text = Kind.FOREIGN, "another program loaded its own image, leaving it alone"
         else:
             kind, text = Kind.DISARMED, "another program unloaded the crash image"
         text = sight.why if sight else f"{text}; {_RELOAD}"
-        self._say.stays_out(kind, text, look)
+        crit = sight is not None and sight.lost
+        self._say.stays_out(kind, text, look, Priority.CRIT if crit else Priority.WARNING)
 
     def _mend(self, look: Look, kind: Kind) -> bool:
         change = str(look.change) if look.change else "the loaded header cannot be read"
@@ -339,9 +383,11 @@ class Service:
             return False
         if loaded.backend != "delta" or self._due is not Due.RELOAD:
             self._due = Due.NOTHING
-        # Where nothing was loaded, the call took no protection away.
-        cost = loaded.unarmed_usec if look.state is not State.UNLOADED else 0
-        self._burst = self._burst.updated(self._clock(), cost)
+        self._keeps = True
+        if not loaded.kept:
+            # Where nothing was loaded, the call took no protection away.
+            cost = loaded.unarmed_usec if look.state is not State.UNLOADED else 0
+            self._burst = self._burst.updated(self._clock(), cost)
         self._say.loaded(kind, what, look, mended, self._burst.run_start)
         return True
 
@@ -351,7 +397,10 @@ class Service:
         if mended.busy or mended.overtaken or unloaded:
             # Another program is at work: the next look sees what it has done.
             self._say.status = f"trying again: {problem}"
-        elif not mended.armed:
+            return
+        # Whatever the distribution's rule can do is more than we can now.
+        self._keeps = False
+        if not mended.armed:
             self._due = Due.REARM
             self._say.complain(problem, Verdict.UNLOADED)
         elif self._due is Due.IMAGE:

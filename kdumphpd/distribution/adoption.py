@@ -2,26 +2,30 @@
 
 kdump owns *what* is loaded, we own that it is current. So:
 
-* Nothing loaded: kdump is stopped, or has not started. Not ours to change, unless
-  it was our own load that failed and left nothing.
+* Nothing loaded: kdump's service says whether that is meant. If it is stopped, or
+  ``kdumpctl stop`` ran, nothing is ours to change. If it is active, a load has failed
+  (``kdumpctl reload`` unloads first), and the image is loaded again. So it is where a load
+  of our own failed.
 * Our image: keep it; if kdump would load something else by now (a changed
   sysconfig, a rebuilt initrd, another kernel), load that.
 * An image that kdump loaded: load ours in its place, with the same kernel, initrd and
   command line.
-* An image that an administrator loaded with kexec: say so, and leave it alone until
-  kdump acts again.
+* An image that an administrator loaded with kexec, or ``kdumpctl test``: say so, and leave
+  it alone until kdump acts again.
 
 How kdump's image is told from an administrator's: by two things, both needed.
 
-1. *It is made of what kdump would load*: its command line and initrd, read back from
-   the segments that the kernel has armed (`kdumphpd.distribution.armed`). Then
-   taking it over changes nothing about what would boot.
+1. *It is made of what kdump would load*: its kernel, command line and initrd, read back
+   from the segments that the kernel has armed (`kdumphpd.distribution.armed`). Then taking
+   it over changes nothing about what would boot. While kdump's service is active the kernel
+   alone decides: kdump itself loads images with another initrd (early kdump, or one that was
+   rebuilt since) or command line (``bash -x kdumpctl restart`` adds rd.debug).
 2. *kdump acted since we last looked* (`kdumphpd.distribution.watch`). An image that
    turns up while kdump did nothing is somebody's deliberate doing, whatever
    it is made of. At our start nobody has watched: the first alone decides.
 
 Where the kernel does not show what is armed (1 unknown), the second alone decides,
-and at the start whether kdump's service is running.
+and at the start whether kdump's service is active.
 
 With ``source = "explicit"`` the configuration owns the image: at the start and
 when it is read again its image is loaded whatever is there; in between whoever
@@ -35,6 +39,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, replace
 
+from kdumphpd.distribution.unit_state import UnitState
+
 #: An editor's several writes are one change; kdump's own end is never waited for.
 SETTLE_USEC = 1_000_000
 #: kdump's end is a hint, but a hint can get lost.
@@ -43,14 +49,16 @@ _FIRST_RETRY_USEC = 1_000_000
 _LAST_RETRY_USEC = 300_000_000
 
 
-class Loaded(enum.Enum):
-    """What a look finds."""
+class Whose(enum.Enum):
+    """Whose image is loaded, and what it is made of."""
 
-    OURS = "ours"  # our image, made of what is wanted
-    OURS_OTHER = "ours, of other parts"  # our image, but something else is wanted by now
-    KDUMPS = "kdump's"  # not ours, made of what kdump would load
-    OTHER = "another"  # not ours, made of something else
-    UNTOLD = "unknown"  # not ours, and the kernel does not show what it is made of
+    OURS = "ours"  # of what is wanted
+    OURS_OTHER = "ours, of other parts"  # something else is wanted by now
+    KDUMPS = "kdump's"  # not ours, of what kdump would load
+    LIKE_KDUMPS = "like kdump's"  # not ours, of kdump's kernel with another initrd or line
+    TEST = "kdumpctl test's"  # kdumpctl test loads it, and crashes the host at once
+    OTHER = "another"  # not ours, of another kernel
+    UNKNOWN = "unknown"  # not ours, and the kernel does not show what it is made of
     NOTHING = "nothing"
 
 
@@ -78,9 +86,12 @@ class Reason(enum.Enum):
     KDUMP_LOADED = "kdump loaded its image"
     CONFIGURED = "the configuration wants another image"
     FAILED_BEFORE = "an earlier load failed and left nothing"
+    KDUMP_LOST = "nothing is loaded although kdump's service is active"
+    KDUMP_FAILED = "nothing is loaded: kdump's service failed"
     STOPPED = "nothing is loaded: kdump is stopped"
     UNLOADED = "another program unloaded the crash image"
     FOREIGN = "the loaded image is neither ours nor what kdump would load"
+    TESTED = "kdumpctl test loaded the image"
     BY_HAND = "an image was loaded without kdump"
     AT_WORK = "kdump is at work"
 
@@ -90,25 +101,28 @@ class Seen:
     """One look.
 
     Attributes:
-        loaded: what is loaded.
+        whose: the image that is loaded.
         owner: who says what is.
         kdump_busy: somebody holds kdump's lock.
-        kdump_running: whether its service is active; None if that is not known.
+        unit: state of kdump's service.
     """
 
-    loaded: Loaded
+    whose: Whose
     owner: Owner
     kdump_busy: bool = False
-    kdump_running: bool | None = None
+    unit: UnitState = UnitState.UNKNOWN
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """The decision, why, and whether it has not been said already."""
+class Resolution:
+    """What to do, and why."""
 
     decision: Decision
     reason: Reason
-    news: bool
+
+
+#: kdump holds its lock, so nothing was decided.
+AT_WORK = Resolution(Decision.WAIT, Reason.AT_WORK)
 
 
 @dataclass(frozen=True)
@@ -118,22 +132,22 @@ class Adoption:
     Attributes:
         fresh: no look yet since the start or since the configuration was read.
         kdump_acted: kdump acted since the latest look that decided something.
+        kdump_stopped: ``kdumpctl stop`` was the last that it did.
         lost_by_us: our own load failed and left nothing loaded.
         look_at: when the next look is due; None if only a hint makes it so.
         failures: of adoption in a row.
-        said: the latest reason.
     """
 
     fresh: bool = True
     kdump_acted: bool = False
+    kdump_stopped: bool = False
     lost_by_us: bool = False
     look_at: int | None = None
     failures: int = 0
-    said: Reason | None = None
 
-    def acted(self, now: int) -> Adoption:
-        """Kdump has acted and is through: look at once."""
-        return replace(self, kdump_acted=True, look_at=now, failures=0)
+    def acted(self, now: int, *, stopped: bool = False) -> Adoption:
+        """Kdump has acted and is through, by ``kdumpctl stop`` if ``stopped``: look at once."""
+        return replace(self, kdump_acted=True, kdump_stopped=stopped, look_at=now, failures=0)
 
     def files_changed(self, now: int) -> Adoption:
         """A file that decides what is to be loaded changed: look when it has settled."""
@@ -142,32 +156,21 @@ class Adoption:
             self, look_at=due if self.look_at is None else min(self.look_at, due), failures=0
         )
 
-    def asked(self, now: int) -> Adoption:
-        """The configuration was read again (SIGHUP): as after a start."""
-        return replace(self, fresh=True, look_at=now, failures=0, said=None)
-
     def due(self, now: int) -> bool:
         """Whether a look is due."""
         return self.look_at is not None and self.look_at <= now
 
-    def decide(self, seen: Seen) -> Verdict:
+    def resolve(self, seen: Seen) -> Resolution:
         """What to do about what was seen."""
-        decision, reason = self._answer(seen)
-        return Verdict(decision, reason, reason is not self.said)
+        return Resolution(*self._answer(seen))
 
-    def decided(self, now: int, verdict: Verdict) -> Adoption:
+    def decided(self, now: int, resolution: Resolution) -> Adoption:
         """Note a decision that was carried out; for a load that failed see `failed`."""
-        if verdict.decision is Decision.WAIT:
+        if resolution.decision is Decision.WAIT:
             return replace(self, look_at=now + _WAIT_USEC)
-        return replace(
-            self,
-            fresh=False,
-            kdump_acted=False,
-            lost_by_us=False,
-            look_at=None,
-            failures=0,
-            said=verdict.reason,
-        )
+        # What kdumpctl stop left stays as it is until kdump acts again.
+        stopped = self.kdump_stopped and resolution.reason is Reason.STOPPED
+        return Adoption(fresh=False, kdump_stopped=stopped)
 
     def failed(self, now: int, *, armed: bool) -> Adoption:
         """Note a look or a load that failed; it is tried again at growing gaps.
@@ -185,37 +188,56 @@ class Adoption:
         )
 
     def _answer(self, seen: Seen) -> tuple[Decision, Reason]:
-        if seen.loaded is Loaded.OURS:
+        if seen.whose is Whose.OURS:
             return Decision.KEEP, Reason.CURRENT
         if seen.kdump_busy:
-            # Half-way through unload and load everything looks like a verdict.
+            # Half-way through unload and load everything looks like a decision.
             return Decision.WAIT, Reason.AT_WORK
-        if seen.loaded is Loaded.OURS_OTHER:
+        if seen.whose is Whose.OURS_OTHER:
             return Decision.ADOPT, Reason.CHANGED
-        if seen.loaded is Loaded.NOTHING:
+        if seen.owner is Owner.CONFIGURATION:
+            return self._configured(seen)
+        if seen.whose is Whose.NOTHING:
             return self._nothing(seen)
-        if seen.owner is Owner.CONFIGURATION:
-            return self._configured(Reason.BY_HAND)
-        return self._foreign(seen)
+        return self._not_ours(seen)
 
-    def _nothing(self, seen: Seen) -> tuple[Decision, Reason]:
-        stopped = seen.owner is Owner.KDUMP and seen.kdump_running is False
-        if self.lost_by_us and not stopped:
+    def _configured(self, seen: Seen) -> tuple[Decision, Reason]:
+        unloaded = seen.whose is Whose.NOTHING
+        if unloaded and self.lost_by_us:
             return Decision.ADOPT, Reason.FAILED_BEFORE
-        if seen.owner is Owner.CONFIGURATION:
-            return self._configured(Reason.UNLOADED)
-        return Decision.STAY_OUT, Reason.STOPPED
-
-    def _configured(self, otherwise: Reason) -> tuple[Decision, Reason]:
         if self.fresh:
             return Decision.ADOPT, Reason.CONFIGURED
-        return Decision.STAY_OUT, otherwise
+        return Decision.STAY_OUT, Reason.UNLOADED if unloaded else Reason.BY_HAND
 
-    def _foreign(self, seen: Seen) -> tuple[Decision, Reason]:
-        if seen.loaded is Loaded.OTHER:
-            return Decision.STAY_OUT, Reason.FOREIGN
-        if self.kdump_acted:
+    def _nothing(self, seen: Seen) -> tuple[Decision, Reason]:
+        if seen.unit is UnitState.STOPPED or self.kdump_stopped:
+            return Decision.STAY_OUT, Reason.STOPPED
+        if self.lost_by_us:
+            return Decision.ADOPT, Reason.FAILED_BEFORE
+        told = self.fresh or self.kdump_acted
+        if seen.unit is UnitState.ACTIVE and told:
+            return Decision.ADOPT, Reason.KDUMP_LOST
+        return _STAYS_EMPTY.get(
+            seen.unit,
+            # kexec -p -u by hand: no file shows it.
+            (Decision.STAY_OUT, Reason.STOPPED if told else Reason.UNLOADED),
+        )
+
+    def _not_ours(self, seen: Seen) -> tuple[Decision, Reason]:
+        if seen.whose is Whose.TEST:
+            return Decision.STAY_OUT, Reason.TESTED
+        unsure = seen.whose in (Whose.LIKE_KDUMPS, Whose.UNKNOWN)
+        active = seen.unit is UnitState.ACTIVE
+        kdumps = seen.whose is Whose.KDUMPS or (unsure and active)
+        if seen.whose is Whose.UNKNOWN and self.kdump_acted:
+            kdumps = True
+        if kdumps and (self.fresh or self.kdump_acted):
             return Decision.ADOPT, Reason.KDUMP_LOADED
-        if self.fresh and (seen.loaded is Loaded.KDUMPS or seen.kdump_running):
-            return Decision.ADOPT, Reason.KDUMP_LOADED
-        return Decision.STAY_OUT, Reason.FOREIGN if self.fresh else Reason.BY_HAND
+        return Decision.STAY_OUT, Reason.BY_HAND if kdumps else Reason.FOREIGN
+
+
+# By the state of kdump's service, where it says that nothing ought to be loaded, or not yet.
+_STAYS_EMPTY = {
+    UnitState.CHANGING: (Decision.WAIT, Reason.AT_WORK),
+    UnitState.FAILED: (Decision.STAY_OUT, Reason.KDUMP_FAILED),
+}

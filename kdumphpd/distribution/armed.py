@@ -19,8 +19,9 @@ import struct
 from dataclasses import dataclass
 from typing import Protocol
 
-from kdumphpd.distribution.adoption import Loaded
+from kdumphpd.distribution.adoption import Whose
 from kdumphpd.errors import KdumphpdError
+from kdumphpd.image.buffer import Buffer
 from kdumphpd.image.source import ImageSpec
 from kdumphpd.machine.files import Root
 from kdumphpd.machine.kcore import AddressMap
@@ -135,14 +136,54 @@ def identify(
     addresses: AddressMap,
     reserved: tuple[Range, ...],
     spec: ImageSpec,
-) -> Loaded:
-    """What an armed image that is not ours is to kdump, which would load ``spec``."""
+    kernel: Buffer,
+) -> Whose:
+    """Whose an armed image is that is not ours, on a host whose kdump would load ``spec``.
+
+    Args:
+        root: the host, for /proc/kallsyms.
+        memory: its physical memory.
+        addresses: where the kernel text and the direct map are.
+        reserved: every range of the reservation.
+        spec: what kdump would load.
+        kernel: the protected-mode part of the kernel in ``spec``.
+    """
     armed = read_armed(root, memory, addresses, reserved)
     if armed is None:
-        return Loaded.UNTOLD
+        return Whose.UNKNOWN
     content = read_content(memory, armed)
-    made = content is not None and is_made_from(memory, content, spec)
-    return Loaded.KDUMPS if made else Loaded.OTHER
+    if content is None or not has_kernel(memory, armed, kernel):
+        return Whose.OTHER
+    if _is_test(content.command_line):
+        return Whose.TEST
+    return Whose.KDUMPS if is_made_from(memory, content, spec) else Whose.LIKE_KDUMPS
+
+
+def has_kernel(memory: Memory, armed: Armed, kernel: Buffer) -> bool:
+    """Whether a segment of the armed image begins with ``kernel``.
+
+    Every loader puts the protected-mode part of the bzImage at the start of a segment:
+    kexec-tools' do_bzImage64_load as well as arch/x86/kernel/kexec-bzimage64.c.
+    """
+    return any(_begins_with(memory, one, kernel) for one in armed.segments)
+
+
+def _begins_with(memory: Memory, segment: Range, content: Buffer) -> bool:
+    size = len(content)
+    if not 0 < size <= segment.size:
+        return False
+    try:
+        return all(
+            memory.read(segment.start + at, min(_CHUNK, size - at)) == content[at : at + _CHUNK]
+            for at in range(0, size, _CHUNK)
+        )
+    except KdumphpdError:
+        return False
+
+
+def _is_test(command_line: str) -> bool:
+    """Whether ``kdumpctl test`` loaded it (set_kdump_test_id): it crashes the host at once."""
+    return any(word.startswith("kdump_test_id=") for word in command_line.split())
 
 
 def read_content(memory: Memory, armed: Armed) -> Content | None:
@@ -175,10 +216,7 @@ def _content(memory: Memory, params: bytes, armed: Armed) -> Content | None:
 
 
 def is_made_from(memory: Memory, content: Content, spec: ImageSpec) -> bool:
-    """Whether the armed image has the command line and the initrd of ``spec``.
-
-    The kernel itself is not compared: the initrd is made for one kernel release.
-    """
+    """Whether the armed image has the command line and the initrd of ``spec``."""
     if not _same_command_line(content.command_line, spec.command_line) or content.initrd is None:
         return False
     place = content.initrd

@@ -12,6 +12,24 @@ from kdumphpd.machine.files import Root
 #: target; ``kernel/crash_dump_dm_crypt.c`` (6.16) hands them over in kexec_file_load(2) only.
 CRYPT_KEYS = "/sys/kernel/config/crash_dm_crypt_keys"
 
+#: Options of kexec(8) that say how to load, not what; every other one could change the image.
+KNOWN_KEXEC_OPTIONS = frozenset(
+    (
+        "-p",
+        "--load-panic",
+        "-s",
+        "--kexec-file-syscall",
+        "-c",
+        "--kexec-syscall",
+        "-a",
+        "--kexec-syscall-auto",
+        "-d",
+        "--debug",
+        "--elf32-core-headers",
+        "--elf64-core-headers",
+    )
+)
+
 
 @dataclass(frozen=True)
 class Asked:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdumphpd.distribution import kdump_tools, kdump_utils
-from kdumphpd.distribution.asked import Asked, prepared_crypt_keys
+from kdumphpd.distribution import kdump_tools, kdump_utils, verification
+from kdumphpd.distribution.asked import KNOWN_KEXEC_OPTIONS, Asked, prepared_crypt_keys
 from kdumphpd.errors import ConfigError
 from kdumphpd.image.source import ImageSpec
 from kdumphpd.machine.files import Root
@@ -24,8 +24,10 @@ class Kdump:
         unit: its service.
         restart: the command that loads its image again.
         lock: the file that it locks while it acts; it is taken around each of our loads.
-        loaded: the files that it closes after writing whenever it has acted.
+        loaded: the files that it writes after it has loaded.
         asked: the files that decide what it would load, besides kernel and initrd.
+        tells_command: whether it opens the lock first of all, whatever it is about to do,
+            so that its command can be seen (`kdumphpd.distribution.kdumpctl`).
     """
 
     name: str
@@ -34,6 +36,7 @@ class Kdump:
     lock: Path
     loaded: tuple[Path, ...]
     asked: tuple[Path, ...]
+    tells_command: bool
 
 
 def find(root: Root) -> Kdump | None:
@@ -52,8 +55,9 @@ def find(root: Root) -> Kdump | None:
             "kdump.service",
             "kdumpctl restart",
             lock,
-            (lock,),
-            (root.path(kdump_utils.SYSCONFIG),),
+            (),
+            tuple(root.path(one) for one in kdump_utils.DECIDING_FILES),
+            tells_command=True,
         )
     if kdump_tools.is_here(root):
         lock = root.path(str(kdump_tools.lock_path(root)))
@@ -62,14 +66,20 @@ def find(root: Root) -> Kdump | None:
             "kdump-tools.service",
             "kdump-config reload",
             lock,
-            (root.path(str(kdump_tools.command_path(root))), lock),
-            (),
+            (command := root.path(str(kdump_tools.command_path(root))),),
+            (command,),
+            tells_command=False,
         )
     return None
 
 
-def ask(root: Root, kdump: Kdump | None) -> ImageSpec:
+def ask(root: Root, kdump: Kdump | None, syscall: str) -> ImageSpec:
     """The image that the host's kdump would load.
+
+    Args:
+        root: the host.
+        kdump: its kdump.
+        syscall: ``[image] syscall``.
 
     Raises:
         KdumphpdError: there is no kdump here, or it cannot say.
@@ -81,37 +91,50 @@ def ask(root: Root, kdump: Kdump | None) -> ImageSpec:
             'set source = "explicit", kernel, initrd and command_line in [image]',
         )
     if kdump.name == "kdump-tools":
-        return spec(root, kdump, kdump_tools.ask(root))
+        return spec(root, kdump, kdump_tools.ask(root), syscall)
     if not root.is_live:
         # It is shell code: what a recorded tree brings along must not run.
         raise ConfigError(
             f"{root.path(kdump_utils.LIBRARY)} can only be asked on its own host",
             'for a recorded tree set source = "explicit", kernel, initrd and command_line',
         )
-    return spec(root, kdump, kdump_utils.ask(root))
+    return spec(root, kdump, kdump_utils.ask(root), syscall)
 
 
-def spec(root: Root, kdump: Kdump, asked: Asked) -> ImageSpec:
-    """Put down what was asked as an `ImageSpec` that says where each value comes from."""
+def spec(root: Root, kdump: Kdump, asked: Asked, syscall: str) -> ImageSpec:
+    """Put down what was asked as an `ImageSpec`; arguments as for `ask`."""
+    arguments = asked.kexec_arguments
+    verified_by = verification.verifier(root)
+    only_kdump = _only_kdump(root, asked)
     origins = [
         ("kernel", asked.kernel_origin),
         ("initrd", asked.initrd_origin),
         ("command_line", asked.command_line_origin),
     ]
-    if asked.kexec_arguments:
-        origins.append(("kexec_arguments", f"{' '.join(asked.kexec_arguments)} (not followed)"))
-    keys = asked.crypt_devices or prepared_crypt_keys(root)
-    reason = ""
-    if keys:
-        reason = (
-            f"the dump target is encrypted (LUKS {', '.join(keys)}) and only kexec_file_load"
-            " hands its keys to the crash kernel"
-        )
+    if arguments:
+        origins.append(("kexec_arguments", " ".join(arguments)))
     return ImageSpec(
         asked.kernel,
         asked.initrd,
         asked.command_line,
         origin=kdump.name,
         origins=tuple(origins),
-        needs_file_load=reason,
+        no_kexec_load=only_kdump or verification.no_kexec_load(syscall, arguments, verified_by),
+        no_file_load=only_kdump,
+        remark="" if only_kdump else verification.not_followed(syscall, arguments, verified_by),
     )
+
+
+def _only_kdump(root: Root, asked: Asked) -> str:
+    """Why only kdump's own command can load it; empty if we can."""
+    keys = asked.crypt_devices or prepared_crypt_keys(root)
+    if keys:
+        # Without keys kexec_file_load(2) succeeds, and the dump target stays locked.
+        return (
+            f"the dump target is encrypted (LUKS {', '.join(keys)}) and only kdump's own"
+            " command prepares its keys for the crash kernel"
+        )
+    unknown = [one for one in asked.kexec_arguments if one not in KNOWN_KEXEC_OPTIONS]
+    if unknown:
+        return f"only kdump's own command follows kexec's option {unknown[0]}"
+    return ""

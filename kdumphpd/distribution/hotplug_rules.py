@@ -19,6 +19,37 @@ class HotplugRules(Protocol):
         """Take ours away, if they are there; what went wrong, empty if nothing did."""
 
 
+class RulesKeeper:
+    """Has our rules in force exactly while we are able and willing to keep the loaded image.
+
+    In every other state the distribution's answer is better than none.
+    """
+
+    def __init__(self, rules: HotplugRules) -> None:
+        self._rules = rules
+        self._ours = False
+        self.problem = ""
+
+    def follow(self, keeps: bool, *, again: bool = False) -> bool:
+        """Have the rules as ``keeps`` asks for.
+
+        Args:
+            keeps: whether we keep the image.
+            again: look after it although that has not changed: kdump's own start may have
+                put its rules back (SUSE's does).
+
+        Returns:
+            Whether they are ours from now on. What happened before has been answered by
+            the distribution's rules, or not yet: look again.
+        """
+        if keeps == self._ours and not again:
+            return False
+        fresh = keeps and not self._ours
+        self.problem = self._rules.take_over() if keeps else self._rules.give_back()
+        self._ours = keeps
+        return fresh
+
+
 class LiveHotplugRules:
     """Those of the running host; see `kdumphpd.distribution.udev_rules`."""
 

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 
 # include/uapi/linux/inotify.h
 IN_CLOSE_WRITE = 0x00000008
+IN_OPEN = 0x00000020
 IN_MOVED_TO = 0x00000080
 IN_CREATE = 0x00000100
 IN_Q_OVERFLOW = 0x00004000
 IN_IGNORED = 0x00008000
 IN_ONLYDIR = 0x01000000
+IN_MASK_ADD = 0x20000000
 
 # struct inotify_event { __s32 wd; __u32 mask; __u32 cookie; __u32 len; char name[]; };
 _EVENT = struct.Struct("=iIII")

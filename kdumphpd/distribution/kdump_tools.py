@@ -14,7 +14,7 @@ import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 
-from kdumphpd.distribution.asked import Asked, existing
+from kdumphpd.distribution.asked import KNOWN_KEXEC_OPTIONS, Asked, existing
 from kdumphpd.errors import ConfigError, InputError
 from kdumphpd.machine.files import Root
 
@@ -35,23 +35,6 @@ _VALUE_OPTIONS = {
     "-t": "type",
     "--type": "type",
 }
-#: Options that say how, not what: every other one could change the image.
-_HARMLESS = frozenset(
-    (
-        "-p",
-        "--load-panic",
-        "-s",
-        "--kexec-file-syscall",
-        "-c",
-        "--kexec-syscall",
-        "-a",
-        "--kexec-syscall-auto",
-        "-d",
-        "--debug",
-        "--elf32-core-headers",
-        "--elf64-core-headers",
-    )
-)
 
 
 def is_here(root: Root) -> bool:
@@ -162,7 +145,7 @@ def _options(words: Iterable[str], path: str) -> tuple[dict[str, str], tuple[str
             values[_VALUE_OPTIONS[name]] = value
         elif word in _VALUE_OPTIONS:
             values[_VALUE_OPTIONS[word]] = next(rest, "")
-        elif word in _HARMLESS:
+        elif word in KNOWN_KEXEC_OPTIONS:
             arguments.append(word)
         elif word.startswith("-"):
             raise ConfigError(

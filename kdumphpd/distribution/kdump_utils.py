@@ -1,7 +1,8 @@
 """RHEL and Fedora: ask kdump-utils' own library what kdumpctl would pass to kexec.
 
 What kdumpctl does before it loads (``kdumpctl``: main, setup_initrd, load_kdump)
-is done here with the same functions in the same order, up to the kexec command:
+is done by ``ask-kdump-utils.sh`` with the same functions in the same order, up to the
+kexec command:
 
 * ``/etc/sysconfig/kdump``, dracut-functions.sh, kdump-lib.sh and kdump-logger.sh
   are sourced;
@@ -17,6 +18,7 @@ is done here with the same functions in the same order, up to the kexec command:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from kdumphpd.distribution import shell
 from kdumphpd.distribution.asked import CRYPT_KEYS, Asked, existing
@@ -27,75 +29,16 @@ from kdumphpd.machine.files import Root
 SYSCONFIG = "/etc/sysconfig/kdump"
 LIBRARY_DIRECTORY = "/lib/kdump"
 LIBRARY = f"{LIBRARY_DIRECTORY}/kdump-lib.sh"
+#: What decides the answer, besides the kernel and the initrd that it names. kdump.conf has
+#: the dump target, which may be encrypted.
+DECIDING_FILES = (SYSCONFIG, "/etc/kdump.conf", LIBRARY)
 
 #: kdumpctl itself takes well under a second for this; the journal and blkid may be slow.
 LIMIT_SECONDS = 30.0
 
 _EXPLICIT = 'or set source = "explicit", kernel, initrd and command_line in [image]'
 
-# $1: descriptor for the answer; $2: sysconfig; $3: the library's directory.
-# The initial values are kdumpctl's. Its own names stay free of ours.
-_SCRIPT = r"""
-exec {_kdumphpd_fd}>&"$1"
-_kdumphpd_sysconfig=$2 _kdumphpd_lib=$3
-set --
-_kdumphpd_at() { printf 'step=%s\0' "$1" >&"$_kdumphpd_fd"; }
-
-KDUMP_KERNELVER="" KDUMP_KERNEL="" KEXEC_ARGS="" KDUMP_COMMANDLINE=""
-DEFAULT_INITRD="" KDUMP_INITRD="" TARGET_INITRD=""
-KDUMP_COMMANDLINE_REMOVE="hugepages hugepagesz slub_debug"
-
-if [[ -f $_kdumphpd_sysconfig ]]; then
-    _kdumphpd_at syntax
-    "$BASH" -n "$_kdumphpd_sysconfig" || exit 1
-    _kdumphpd_at sysconfig
-    . "$_kdumphpd_sysconfig"
-fi
-_kdumphpd_configured=$KDUMP_KERNELVER
-
-_kdumphpd_at library
-: "${dracutbasedir:=/usr/lib/dracut}"
-[[ -f $dracutbasedir/dracut-functions.sh ]] && . "$dracutbasedir/dracut-functions.sh"
-. "$_kdumphpd_lib/kdump-lib.sh"
-if [[ -f $_kdumphpd_lib/kdump-logger.sh ]]; then
-    . "$_kdumphpd_lib/kdump-logger.sh"
-    dlog_init
-fi
-
-for _kdumphpd_function in prepare_kdump_bootinfo prepare_cmdline; do
-    _kdumphpd_at "function $_kdumphpd_function"
-    declare -F "$_kdumphpd_function" >/dev/null || exit 1
-done
-
-_kdumphpd_at fadump
-if declare -F is_fadump_capable >/dev/null && is_fadump_capable; then
-    exit 1
-fi
-
-_kdumphpd_at prepare_kdump_bootinfo
-prepare_kdump_bootinfo || exit 1
-
-_kdumphpd_at prepare_cmdline
-_kdumphpd_line=$(prepare_cmdline "$KDUMP_COMMANDLINE" "$KDUMP_COMMANDLINE_REMOVE" \
-    "$KDUMP_COMMANDLINE_APPEND") || exit 1
-
-_kdumphpd_at prepare_kexec_args
-_kdumphpd_args=$KEXEC_ARGS
-if declare -F prepare_kexec_args >/dev/null; then
-    _kdumphpd_args=$(prepare_kexec_args "$KEXEC_ARGS") || exit 1
-fi
-
-_kdumphpd_at get_all_kdump_crypt_dev
-_kdumphpd_luks=""
-if declare -F get_all_kdump_crypt_dev >/dev/null; then
-    _kdumphpd_luks=$(get_all_kdump_crypt_dev)
-fi
-
-printf '%s\0' "kernel=$KDUMP_KERNEL" "initrd=$KDUMP_INITRD" "command_line=$_kdumphpd_line" \
-    "kexec_args=$_kdumphpd_args" "luks=$_kdumphpd_luks" "release=$KDUMP_KERNELVER" \
-    "configured_release=$_kdumphpd_configured" "configured_line=$KDUMP_COMMANDLINE" \
-    "step=done" >&"$_kdumphpd_fd"
-"""
+_SCRIPT = "ask-kdump-utils.sh"
 
 
 @dataclass(frozen=True)
@@ -116,11 +59,13 @@ def ask(root: Root, limit_seconds: float = LIMIT_SECONDS) -> Asked:
 
     Raises:
         ConfigError: sysconfig or the library cannot be used, or took too long.
+        BusyError: our own end came first.
         InputError: the kernel or initrd that it names is not there.
     """
     sysconfig, library = root.path(SYSCONFIG), root.path(LIBRARY)
     try:
-        reply = shell.run(_SCRIPT, (str(sysconfig), str(library.parent)), limit_seconds)
+        arguments = (str(sysconfig), str(library.parent))
+        reply = shell.run(root, Path(__file__).with_name(_SCRIPT), arguments, limit_seconds)
     except OSError as error:
         raise ConfigError(
             f"{shell.BASH}, to ask {library}: {error.strerror}", f"install bash, {_EXPLICIT}"

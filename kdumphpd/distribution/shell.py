@@ -1,29 +1,38 @@
 """One bash that asks a distribution's shell library, kept on a short leash.
 
-The library may print what it likes, leave children behind or hang: the answer
-goes to a descriptor of its own, and the whole process group ends with the
-time limit.
+Under systemd it is a unit of its own, and not a child of ours. Our unit's sandbox changes
+the library's answer: with ``ProtectSystem=`` /boot is read-only, and kdump-lib.sh
+(prepare_kdump_bootinfo) then names an initrd in /var/lib/kdump instead. A unit has what
+kdump.service has, whoever asks: the daemon, ``plan`` or ``load``.
+
+The library may print what it likes, leave children behind or hang: answer and messages go
+to files, and all of it ends with the time limit.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
-import subprocess
-from collections.abc import Iterator, Sequence
+import tempfile
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from kdumphpd import processes
+from kdumphpd.errors import BusyError, PermissionMissingError
+from kdumphpd.machine.files import Root
 
 BASH = "/bin/bash"
-
-# No variable of the daemon's environment reaches the library: sysconfig's
-# values must be the only ones, as they are when systemd starts kdumpctl.
-_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "HOME": "/"}
-
-# An answer is a few KiB. The limit is also the largest file that the library
-# may write (RLIMIT_FSIZE), so that one that prints for ever ends by itself.
+#: Where the answer is written to; the unit sees it where we do.
+_STATE = "/run/kdumphpd"
+_PREFIX = "ask-"
+#: An answer is a few KiB; ask-kdump-utils.sh sets the same limit.
 _MAX_BYTES = 1 << 20
-_TAIL_BYTES = 4096
+# systemd's own notices that the unit starts and ends would be most of the journal.
+_QUIET = "LogLevelMax=notice"
 
 
 @dataclass(frozen=True)
@@ -32,65 +41,56 @@ class Reply:
 
     Attributes:
         values: what it answered, by name.
-        messages: the end of what it printed to standard output and error.
-        status: its exit status; negative for the signal that ended it.
+        last_message: the last line that it printed, empty if it printed none.
         timed_out: whether it was ended for taking too long.
     """
 
     values: dict[str, str]
-    messages: str
-    status: int
+    last_message: str
     timed_out: bool
 
-    @property
-    def last_message(self) -> str:
-        """The last line that it printed, empty if it printed none."""
-        lines = [line.strip() for line in self.messages.splitlines() if line.strip()]
-        return "".join(char if char.isprintable() else "?" for char in lines[-1]) if lines else ""
 
-
-def run(script: str, arguments: Sequence[str], limit_seconds: float) -> Reply:
+def run(root: Root, script: Path, arguments: Sequence[str], limit_seconds: float) -> Reply:
     """Run ``script`` in bash.
 
     Args:
-        script: the text. ``$1`` is the number of the descriptor for the answer,
-            which is ``name=value`` strings, each ended by a zero byte.
-        arguments: ``$2`` and on.
+        root: the host.
+        script: the file. ``$1`` is the file for its answer, ``name=value`` strings, each
+            ended by a zero byte; ``$2`` the file for what it prints.
+        arguments: ``$3`` and on.
         limit_seconds: how long it may take.
 
     Raises:
         OSError: bash cannot be started.
+        BusyError: our own end came first, so nobody waits for the answer.
+        PermissionMissingError: there is no place for the answer.
     """
-    # Files and not pipes: a child that outlives the script and holds the
-    # descriptor cannot keep us waiting for an end of file.
-    with _memory("answer") as answer, _memory("messages") as messages:
-        process = subprocess.Popen(
-            [BASH, "--norc", "--noprofile", "-c", _LIMIT + script, "bash", str(answer), *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=messages,
-            stderr=messages,
-            pass_fds=(answer,),
-            env=_ENVIRONMENT,
-            cwd="/",
-            start_new_session=True,
-        )
-        timed_out = False
-        try:
-            process.wait(limit_seconds)
-        except subprocess.TimeoutExpired:
-            timed_out = True
-        finally:
-            # What it left in the background goes too.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        size = os.fstat(messages).st_size
-        tail = os.pread(messages, _TAIL_BYTES, max(0, size - _TAIL_BYTES))
-        values = parse_answer(os.pread(answer, _MAX_BYTES, 0))
-    return Reply(values, tail.decode("utf-8", "replace"), process.returncode, timed_out)
-
-
-_LIMIT = f"ulimit -f {_MAX_BYTES >> 10}\n"
+    directory = _directory(root)
+    try:
+        answer, messages = directory / "answer", directory / "messages"
+        command: tuple[str, ...] = (BASH, "--norc", "--noprofile", str(script))
+        command += (str(answer), str(messages), *arguments)
+        wait = limit_seconds
+        if processes.has_systemd(root):
+            command = processes.as_unit(
+                command,
+                f"kdumphpd-{directory.name}.service",
+                "Asks kdump what it would load, for kdumphpd",
+                limit_seconds,
+                _QUIET,
+            )
+            wait = processes.unit_seconds(limit_seconds)
+        began = time.monotonic()
+        finished = processes.run(command, wait)
+        took = time.monotonic() - began
+        if finished.status == -signal.SIGTERM:
+            # systemd stops our service, and this with it.
+            raise BusyError("asking kdump was interrupted", "ask again")
+        said = processes.last_line(_end(messages)) or finished.last_line
+        late = finished.status is None or (finished.status != 0 and took >= limit_seconds)
+        return Reply(parse_answer(_content(answer)), said, late)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def parse_answer(data: bytes) -> dict[str, str]:
@@ -103,10 +103,32 @@ def parse_answer(data: bytes) -> dict[str, str]:
     return values
 
 
-@contextlib.contextmanager
-def _memory(name: str) -> Iterator[int]:
-    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+def _directory(root: Root) -> Path:
+    """A new directory for the answer; those that a killed process left are removed.
+
+    Whoever asks holds kdump's lock, so no other question is under way.
+    """
+    state = root.path(_STATE)
     try:
-        yield fd
-    finally:
-        os.close(fd)
+        state.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for old in state.glob(f"{_PREFIX}*"):
+            shutil.rmtree(old, ignore_errors=True)
+        return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=state))
+    except OSError as error:
+        raise PermissionMissingError(
+            f"{state}: {error.strerror}", "run kdumphpd as root, which asking kdump needs"
+        ) from error
+
+
+def _content(path: Path) -> bytes:
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return file.read(_MAX_BYTES)
+    return b""
+
+
+def _end(path: Path) -> str:
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        file.seek(max(0, size - 4096))
+        return file.read(4096).decode("utf-8", "replace")
+    return ""

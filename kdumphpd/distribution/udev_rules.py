@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from kdumphpd import processes
 from kdumphpd.errors import KdumphpdError
 from kdumphpd.machine.files import Root
 
@@ -83,7 +83,7 @@ def shadow(root: Root, text: str, reload_rules: Callable[[], str]) -> Shadowed:
     fresh = [name for name in rules if not is_ours(directory / name)]
     try:
         if fresh:
-            directory.mkdir(parents=True, exist_ok=True)
+            _make_directory(directory)
         for name in fresh:
             _put(directory / name, text)
     except OSError as error:
@@ -134,23 +134,22 @@ def is_ours(path: Path) -> bool:
 
 def reload_live_rules() -> str:
     """Tell udevd to read its rules again; what went wrong, empty if nothing did."""
+    shown = " ".join(_RELOAD)
     try:
-        done = subprocess.run(
-            _RELOAD,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-            timeout=_RELOAD_SECONDS,
-            text=True,
-            errors="replace",
-        )
+        done = processes.run(_RELOAD, _RELOAD_SECONDS)
     except OSError as error:
-        return f"{' '.join(_RELOAD)}: {error.strerror}"
-    except subprocess.TimeoutExpired:
-        return f"{' '.join(_RELOAD)} did not finish within {_RELOAD_SECONDS} s"
-    if done.returncode:
-        return f"{' '.join(_RELOAD)} failed: {done.stderr.strip()[:200]}"
-    return ""
+        return f"{shown}: {error.strerror}"
+    if done.status is None:
+        return f"{shown} did not finish within {_RELOAD_SECONDS} s"
+    return f"{shown} failed: {done.last_line[:200]}" if done.status else ""
+
+
+def _make_directory(directory: Path) -> None:
+    """Make it readable for all, as systemd does, whatever the unit's UMask= says."""
+    for one in (directory.parent, directory):
+        if not one.is_dir():
+            one.mkdir(parents=True)
+            one.chmod(0o755)
 
 
 def _present(root: Root, name: str) -> bool:

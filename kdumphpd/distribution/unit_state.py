@@ -1,35 +1,44 @@
-"""Whether kdump's service runs, asked once in a while of systemctl(1).
+"""What state kdump's service is in, asked of systemctl(1).
 
-Only where that decides something (`kdumphpd.distribution.adoption`): our own load
-lost the image, or the kernel does not show what is armed. For root, systemctl needs
-no message bus: it talks to the manager's own socket.
+Only where that decides something (`kdumphpd.distribution.adoption`): nothing is loaded,
+or an image of which it cannot be told whose it is. For root, systemctl needs no message
+bus: it talks to the manager's own socket.
 """
 
 from __future__ import annotations
 
-import subprocess
+import enum
+
+from kdumphpd import processes
 
 _LIMIT_SECONDS = 10
-_RUNNING = ("active", "activating", "reloading")
-_STOPPED = ("inactive", "failed", "deactivating")
 
 
-def is_running(unit: str) -> bool | None:
-    """Whether ``unit`` is active; None if that cannot be found out."""
+class UnitState(enum.Enum):
+    """The state of a unit, as far as it matters here."""
+
+    ACTIVE = "active"  # it has started, so its image ought to be loaded
+    CHANGING = "changing"  # it starts or stops just now
+    STOPPED = "stopped"  # somebody stopped it, or it was never started
+    FAILED = "failed"
+    UNKNOWN = "unknown"  # systemctl does not say
+
+
+# ActiveState of a unit: org.freedesktop.systemd1(5). A reload is ended by kdumpctl's lock.
+_STATES = {
+    "active": UnitState.ACTIVE,
+    "reloading": UnitState.ACTIVE,
+    "activating": UnitState.CHANGING,
+    "deactivating": UnitState.CHANGING,
+    "inactive": UnitState.STOPPED,
+    "failed": UnitState.FAILED,
+}
+
+
+def unit_state(unit: str) -> UnitState:
+    """The state of ``unit``."""
     try:
-        done = subprocess.run(
-            ("systemctl", "is-active", unit),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            check=False,
-            timeout=_LIMIT_SECONDS,
-            text=True,
-            errors="replace",
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    state = done.stdout.strip()
-    if state in _RUNNING:
-        return True
-    return False if state in _STOPPED else None
+        done = processes.run(("systemctl", "is-active", unit), _LIMIT_SECONDS)
+    except OSError:
+        return UnitState.UNKNOWN
+    return _STATES.get(done.output.strip(), UnitState.UNKNOWN)

@@ -12,8 +12,9 @@ What was weighed:
 * **inotify on kdumpctl's lock**: each kdumpctl, whoever starts it, opens
   the lock file for writing, holds it until it exits, and so closes it last of all:
   IN_CLOSE_WRITE, when its work is done and the lock is free. A kdumpctl that is
-  killed closes it too. kdump-tools has no such lock, but writes its kexec command
-  down after each load.
+  killed closes it too. IN_OPEN comes before its work: then its command can be seen
+  (`kdumphpd.distribution.kdumpctl`). kdump-tools has no such lock, but writes its kexec
+  command down after each load.
 
 So it is inotify: no bus, no library, no change to another package's unit, one
 more descriptor in the loop. It is a hint and no more: what is loaded is always read
@@ -46,11 +47,13 @@ class Changed:
 
     Attributes:
         paths: of those asked for.
+        opened: of those whose opening was asked for.
         lost: events were lost, or a directory went away: anything may have changed.
     """
 
     paths: frozenset[Path]
     lost: bool
+    opened: frozenset[Path] = frozenset()
 
     def __bool__(self) -> bool:
         return bool(self.paths) or self.lost
@@ -72,6 +75,7 @@ class FileWatch:
         # What would be the next step towards a directory that is not there.
         self._awaited: set[Path] = set()
         self._paths: frozenset[Path] = frozenset()
+        self._opening: frozenset[Path] = frozenset()
         self._missing: tuple[Path, ...] = ()
         self.watch(paths)
 
@@ -80,9 +84,14 @@ class FileWatch:
         """Asked-for paths whose directory cannot be watched, as of the last `watch`."""
         return self._missing
 
-    def watch(self, paths: Iterable[Path]) -> None:
-        """Watch ``paths`` from here on, and what they link to now; the old ones no longer."""
-        self._paths = frozenset(paths)
+    def watch(self, paths: Iterable[Path], opening: Iterable[Path] = ()) -> None:
+        """Watch ``paths`` from here on, and what they link to now; the old ones no longer.
+
+        Args:
+            paths: the files.
+            opening: those among them of which each opening is told too.
+        """
+        self._paths, self._opening = frozenset(paths), frozenset(opening)
         # Again for a directory that was made between the two calls.
         for _ in range(_MAX_TRIES):
             self._watch_paths()
@@ -98,8 +107,12 @@ class FileWatch:
         awaited: set[Path] = set()
         missing: list[Path] = []
         for directory in sorted({name.parent for name in names}):
+            named = (paths for name, paths in names.items() if name.parent == directory)
+            told = any(not paths.isdisjoint(self._opening) for paths in named)
+            # One directory may go by two names: neither takes bits of the other away.
+            mask = _MASK | inotify.IN_MASK_ADD | (inotify.IN_OPEN if told else 0)
             try:
-                added.setdefault(self._inotify.add(str(directory), _MASK), set()).add(directory)
+                added.setdefault(self._inotify.add(str(directory), mask), set()).add(directory)
             except OSError:
                 below = (name for name in names if name.parent == directory)
                 missing += [path for name in below for path in names[name]]
@@ -116,6 +129,7 @@ class FileWatch:
     def drain(self) -> Changed:
         """Take what is waiting, without blocking."""
         paths: set[Path] = set()
+        opened: set[Path] = set()
         lost = False
         for _ in range(_MAX_READS):
             events = self._inotify.read()
@@ -123,10 +137,13 @@ class FileWatch:
                 break
             for event in events:
                 lost |= self._is_loss(event)
-                paths |= self._asked_for(event)
+                if event.mask & inotify.IN_OPEN:
+                    opened |= self._asked_for(event) & self._opening
+                else:
+                    paths |= self._asked_for(event)
         if lost:
-            self.watch(self._paths)
-        return Changed(frozenset(paths), lost)
+            self.watch(self._paths, self._opening)
+        return Changed(frozenset(paths), lost, frozenset(opened))
 
     def close(self) -> None:
         """Give up the descriptor."""

@@ -29,7 +29,9 @@ class ImageSpec:
         command_line: without what the loader adds.
         origin: a configuration file's path, or the name of the host's kdump.
         origins: where each value comes from, by its name, where ``origin`` is not all.
-        needs_file_load: why only kexec_file_load(2) can load it; empty if kexec_load(2) can.
+        no_kexec_load: why kexec_load(2) may not load it; empty if it may.
+        no_file_load: the same for kexec_file_load(2) by us.
+        remark: what to tell of how it is loaded; empty if nothing.
     """
 
     kernel: Path
@@ -37,7 +39,9 @@ class ImageSpec:
     command_line: str
     origin: str
     origins: tuple[tuple[str, str], ...] = ()
-    needs_file_load: str = ""
+    no_kexec_load: str = ""
+    no_file_load: str = ""
+    remark: str = ""
 
 
 class ImageSource:
@@ -70,6 +74,11 @@ class ImageSource:
         """`spec`, without asking for it."""
         return self._said if isinstance(self._said, ImageSpec) else None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the files have been opened."""
+        return self._kernel is not None
+
     def plan(self, root: Root, reader: MachineReader, room: Room) -> ImagePlan:
         """Plan the image for the host under ``root``; reads no more than headers and sizes."""
         resources = reader.resources()
@@ -88,17 +97,14 @@ class ImageSource:
 
     def image(self, plan: ImagePlan, nonce: bytes) -> CrashImage:
         """Read the files and build the image that ``plan`` describes; the caller closes it."""
-        kernel, initrd = self.files()
-        parts = plan.parts.kernel
-        with kernel.read() as whole, whole.view() as view:
-            start = _kernel_offset(view, kernel) + parts.offset
-            content = LockedBuffer.of(view[start : start + parts.size])
+        initrd = self.files()[1]
+        content = self._protected_mode_part(plan.parts.kernel)
         ramdisk = initrd.read()
-        if len(ramdisk) != plan.parts.initrd_size or len(content) != parts.size:
+        if len(ramdisk) != plan.parts.initrd_size or len(content) != plan.parts.kernel.size:
             content.close()
             ramdisk.close()
             raise ImageError(
-                f"{kernel.path} or {initrd.path} changed while it was read",
+                f"{self.spec.kernel} or {initrd.path} changed while it was read",
                 "try again when it is complete",
             )
         return CrashImage.build(plan, nonce, content, ramdisk)
@@ -106,6 +112,16 @@ class ImageSource:
     def kernel(self, reader: MachineReader) -> BzImage:
         """The kernel's setup header, checked for what this machine asks of it."""
         return _parse(self.files()[0], five_level=reader.fixed().addresses.five_level)
+
+    def protected_mode_part(self, reader: MachineReader) -> LockedBuffer:
+        """What of the kernel ends up in memory, whoever loads it; the caller closes it."""
+        return self._protected_mode_part(self.kernel(reader))
+
+    def _protected_mode_part(self, parsed: BzImage) -> LockedBuffer:
+        kernel = self.files()[0]
+        with kernel.read() as whole, whole.view() as view:
+            start = _kernel_offset(view, kernel) + parsed.offset
+            return LockedBuffer.of(view[start : start + parsed.size])
 
     def close(self) -> None:
         """Let go of the files; the next use opens what the paths name then."""

@@ -39,6 +39,8 @@ class Choice:
         if known:
             return None
         why = "; ".join(told(mended.ruled_out) or mended.failures)
+        if loaded.kept:
+            return News(f"kdump's image is kept, and mended by {loaded.backend}; {why}", "kernel")
         if ordinary and not why:
             return News("kexec_load is possible again and used from here on", loaded.backend)
         return News(f"loading by {way[0]}; {why}", loaded.backend)

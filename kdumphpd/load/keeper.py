@@ -12,7 +12,7 @@ from kdumphpd.errors import KdumphpdError, LoadError, MachineError
 from kdumphpd.events.changes import Change, difference
 from kdumphpd.header import elfcorehdr
 from kdumphpd.image.parameter_block import ParameterBlock
-from kdumphpd.load import remembered
+from kdumphpd.load import duty, remembered
 from kdumphpd.load.ladder import Obstacle, Rung, told
 from kdumphpd.load.loader import Loaded, NotDoneError, OvertakenError, dropped
 from kdumphpd.load.remembered import Remembered
@@ -192,21 +192,27 @@ class Keeper:
     def adopt(self, machine: Machine) -> Mended:
         """Load the whole image in place of one that the host's kdump has loaded.
 
-        Where we could only have kdump load it again, that stays if it is complete.
+        Where kexec_load(2) is not to be had, another load would bring the same image and
+        take the present one away meanwhile: a complete one stays.
         """
         way = self._rungs.route(own_image=False)
-        if way.rungs == (Rung.COMMAND,):
-            taken = self._rungs.take(machine)
+        if way.rungs and Rung.FULL not in way.rungs:
+            taken = self._rungs.take(machine, way.rungs[0])
             if taken is not None:
                 self._loaded(taken)
-                return Mended(taken, (), armed=True, ruled_out=way.above(Rung.COMMAND))
+                return Mended(taken, (), armed=True, ruled_out=way.above(way.rungs[0]))
         return self.load(machine)
+
+    def can_load(self, look: Look) -> bool:
+        """Whether there is any way to mend what was looked at, should it become stale."""
+        return bool(self._rungs.route(own_image=look.block is not None).rungs)
 
     def _climb(self, machine: Machine, block: ParameterBlock | None) -> Mended:
         """Try one rung after the other; each that fails is followed by the next at once."""
         way = self._rungs.route(own_image=block is not None)
         failed = Mended(None, (), reservations.crash_loaded(self._root))
         for rung in way.rungs:
+            duty.begin_load(self._root)
             try:
                 loaded = self._try(rung, machine, block)
             except KdumphpdError as error:
@@ -232,12 +238,15 @@ class Keeper:
         self._verified = loaded.block
         self._image = loaded.image
         self._managed = (None, False)
+        duty.settle(self._root)
         if loaded.image is None:
             remembered.forget(self._root)
 
     def _failed(self, before: Mended, rung: Rung, cause: KdumphpdError) -> Mended:
         self._verified = None
         armed = reservations.crash_loaded(self._root)
+        if armed or isinstance(cause, OvertakenError):
+            duty.settle(self._root)
         gone = before.dropped or dropped(cause) or (before.armed and not armed)
         tried = (*before.failed, (rung, str(cause)))
         return replace(before, failed=tried, armed=armed, cause=cause, dropped=gone)

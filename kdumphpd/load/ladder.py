@@ -54,21 +54,27 @@ class Route:
 
 
 def route(
-    allowed: Allowed, *, own_image: bool, needs_file_load: str = "", command: bool = False
+    allowed: Allowed,
+    *,
+    own_image: bool,
+    no_kexec_load: str = "",
+    no_file_load: str = "",
+    command: bool = False,
 ) -> Route:
     """The way up from what the host permits.
 
     Args:
         allowed: what it permits.
         own_image: an image of ours is loaded; a delta needs one to build on.
-        needs_file_load: why kexec_load(2) cannot carry the image; empty if it can.
+        no_kexec_load: why kexec_load(2) may not load the image; empty if it may.
+        no_file_load: the same for kexec_file_load(2).
         command: whether a command is known.
     """
-    load = allowed.firmware_dump or needs_file_load or allowed.kexec_load.reason
+    load = allowed.firmware_dump or no_kexec_load or allowed.kexec_load.reason
     refusals = {
         Rung.DELTA: load,
         Rung.FULL: load,
-        Rung.FILE: allowed.firmware_dump or allowed.kexec_file_load.reason,
+        Rung.FILE: allowed.firmware_dump or no_file_load or allowed.kexec_file_load.reason,
         Rung.COMMAND: "" if command else _NO_COMMAND,
     }
     return Route(

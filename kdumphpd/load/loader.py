@@ -95,6 +95,16 @@ class HostLoader:
         self._source = source
         self._clock = clock
 
+    @property
+    def reader(self) -> MachineReader:
+        """Reads the machine."""
+        return self._reader
+
+    @property
+    def clock(self) -> Callable[[], int]:
+        """Microseconds of CLOCK_MONOTONIC."""
+        return self._clock
+
 
 class Loader(HostLoader):
     """Puts images of our making into the reservation of one host; arguments as `HostLoader`."""

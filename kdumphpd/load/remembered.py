@@ -64,11 +64,11 @@ class Remembered:
         return reservation.contains(place) and self.witness == witness(memory, reservation, place)
 
 
-def witness(memory: Memory, reservation: Range, header: Range) -> str:
+def witness(memory: Memory, reservation: Range, header: Range | None = None) -> str:
     """The digest of the last MiB of ``reservation`` without ``header``."""
     end = Range(max(reservation.start, reservation.end + 1 - _TAIL), reservation.end)
     digest = hashlib.sha256()
-    for piece in subtract((end,), (header,)):
+    for piece in subtract((end,), (header,) if header else ()):
         digest.update(memory.read(piece.start, piece.size))
     return digest.hexdigest()
 

@@ -28,6 +28,7 @@ class Account:
         self._uevents = uevents
         self._trouble = OnceUntilChanged()
         self._audited = OnceUntilChanged()
+        self._around: dict[str, OnceUntilChanged] = {}
         self._generation = 0
         self.choice = Choice()
         self.status = "starting"
@@ -94,11 +95,24 @@ class Account:
             Priority.ERR if unknown else Priority.CRIT,
         )
 
-    def stays_out(self, kind: Kind, text: str, look: Look) -> None:
+    def stays_out(self, kind: Kind, text: str, look: Look, priority: Priority) -> None:
         """What is loaded, or not, is somebody's decision, and respected: said once."""
         self.status = text
-        if self._trouble.is_new(kind):
-            self.record(kind, text, look_details(look), Priority.WARNING)
+        if self._trouble.is_new((kind, priority)):
+            self.record(kind, text, look_details(look), priority)
+
+    def trouble(self, name: str, text: str) -> None:
+        """Warn of something around the image, once until it is over.
+
+        Args:
+            name: of the matter.
+            text: what is wrong with it; empty if nothing is.
+        """
+        said = self._around.setdefault(name, OnceUntilChanged())
+        if not text:
+            said.over()
+        elif said.is_new(text):
+            self.record(Kind.STATUS, text, Details(), Priority.WARNING)
 
     def audited(
         self, kind: Kind, text: str, found: Audit, *, blind: bool, updates: int = 0

@@ -128,8 +128,10 @@ def plan(planned: ImagePlan, machine: Machine, spec: ImageSpec) -> str:
 def _origins(spec: ImageSpec) -> list[str]:
     lines = [_line("named by", spec.origin)]
     lines += [_line("", f"{name.replace('_', ' ')}: {origin}") for name, origin in spec.origins]
-    if spec.needs_file_load:
-        lines.append(_line("not by these", f"segments: {spec.needs_file_load}"))
+    if spec.no_kexec_load:
+        lines.append(_line("not by these", f"segments: {spec.no_kexec_load}"))
+    if spec.remark:
+        lines.append(_line("remark", spec.remark))
     return lines
 
 
@@ -143,7 +145,8 @@ def plan_json(planned: ImagePlan, machine: Machine, spec: ImageSpec) -> dict[str
         "command_line": planned.command_line,
         "origin": spec.origin,
         "origins": dict(spec.origins),
-        "needs_file_load": spec.needs_file_load or None,
+        "needs_file_load": spec.no_kexec_load or None,
+        "remark": spec.remark or None,
         "reservation": [layout.reservation.start, layout.reservation.end],
         "entry": planned.entry,
         "segments": [

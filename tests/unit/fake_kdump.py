@@ -62,16 +62,23 @@ class FakeKdump:
         """``kdump-config unload``, which no file shows."""
         self.host.kernel.unload()
 
-    def by_hand(self, command_line: str) -> None:
-        """``kexec -p`` with the same initrd, which no file shows."""
+    def by_hand(
+        self, command_line: str, initrd_name: str = INITRD, kernel_name: str = KERNEL
+    ) -> None:
+        """``kexec -p``, which no file shows."""
         kernel = self.host.kernel
         kernel.foreign_load()
         place = kernel.reservation
-        initrd = self.host.root.path(INITRD).read_bytes()
+        initrd = self.host.root.path(initrd_name).read_bytes()
+        bzimage = self.host.root.path(kernel_name).read_bytes()
         first, params = place.start + 2 * _MIB, place.end + 1 - _MIB + 0x10000
         kernel.write_memory(first, initrd)
+        protected = bzimage[(bzimage[0x1F1] + 1) * 512 :]
+        begin = place.start + 16 * _MIB
+        kernel.write_memory(begin, protected)
         kernel.write_memory(params, _boot_params(params, command_line, first, len(initrd)))
         segments = (
+            Range(begin, begin + -(-len(protected) // 4096) * 4096 - 1),
             Range(first, first + -(-len(initrd) // 4096) * 4096 - 1),
             Range(params, params + _PARAMS_SIZE - 1),
             Range(place.end + 1 - _MIB, place.end + 1 - _MIB + 0xFFFF),

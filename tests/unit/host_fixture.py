@@ -21,6 +21,8 @@ import structlog
 
 from kdumphpd.adopter import Adopter
 from kdumphpd.audit.audit import Audit, audit
+from kdumphpd.distribution.hotplug_rules import RulesKeeper
+from kdumphpd.distribution.unit_state import UnitState
 from kdumphpd.distribution.watch import Changed
 from kdumphpd.events.monitor import Drained, Uevent
 from kdumphpd.host import Host, open_host
@@ -120,15 +122,20 @@ class Hints:
 
     def __init__(self) -> None:
         self.watched: frozenset[Path] = frozenset()
+        self.opening: frozenset[Path] = frozenset()
         self._changed = Changed(frozenset(), lost=False)
 
     def say(self, changed: Changed) -> None:
         """At the next `drain`."""
         before = self._changed
-        self._changed = Changed(before.paths | changed.paths, before.lost or changed.lost)
+        self._changed = Changed(
+            before.paths | changed.paths,
+            before.lost or changed.lost,
+            before.opened | changed.opened,
+        )
 
-    def watch(self, paths: Iterable[Path]) -> None:
-        self.watched = frozenset(paths)
+    def watch(self, paths: Iterable[Path], opening: Iterable[Path] = ()) -> None:
+        self.watched, self.opening = frozenset(paths), frozenset(opening)
 
     def drain(self) -> Changed:
         changed, self._changed = self._changed, Changed(frozenset(), lost=False)
@@ -155,7 +162,7 @@ class FakeHost:
         self.records = Records()
         self.rules = Rules()
         self.hints = Hints()
-        self.running: bool | None = None
+        self.unit = UnitState.UNKNOWN
         self.asked_units: list[str] = []
         self.write(KERNEL, bzimage())
         self.write(INITRD, bytes(range(251)) * 800)
@@ -185,13 +192,14 @@ class FakeHost:
         return open_host(self.root, self.kernel, CONFIG, self.clock)
 
     def service(self) -> Service:
-        adopter = Adopter(self.clock, self.rules, self.hints, self.unit_is_running)
-        return Service(self.open, Reporter(self.records), self.clock, adopter)
+        adopter = Adopter(self.clock, self.hints, self.state_of)
+        rules = RulesKeeper(self.rules)
+        return Service(self.open, Reporter(self.records), self.clock, adopter, rules)
 
-    def unit_is_running(self, unit: str) -> bool | None:
-        """Stands in for systemctl; ``running`` is what it says of kdump's service."""
+    def state_of(self, unit: str) -> UnitState:
+        """Stands in for systemctl; ``unit`` is what it says of kdump's service."""
         self.asked_units.append(unit)
-        return self.running
+        return self.unit
 
     def settle(self, service: Service, patience: float = 600) -> None:
         """Let the service do what is due, until the next thing is ``patience`` seconds away."""

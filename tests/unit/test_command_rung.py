@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from kdumphpd import processes
 from kdumphpd.errors import LoadError
-from kdumphpd.load import command
-from kdumphpd.load.command import CommandLoader, as_unit, command_of
+from kdumphpd.load.command import CommandLoader, command_of
 from kdumphpd.load.keeper import State
 from kdumphpd.load.ladder import Rung
 from kdumphpd.load.loader import NotDoneError
@@ -94,18 +94,13 @@ def test_under_systemd_it_is_a_unit_of_its_own(
     runner.parent.mkdir()
     runner.write_text('#!/bin/sh\nprintf "<%s> " "$@"\nexit 1\n')
     runner.chmod(0o755)
-    monkeypatch.setattr(command, "_ENVIRONMENT", {"PATH": str(runner.parent)})
+    monkeypatch.setattr(processes, "ENVIRONMENT", {"PATH": str(runner.parent)})
     with pytest.raises(LoadError, match="/opt/load 'the image' failed") as caught:
         loader(host, "/opt/load", "the image", limit=7).load(host.open().reader.snapshot())
     said = str(caught.value)
     assert "<--unit=kdumphpd-command.service>" in said
     assert "<--property=TimeoutStartSec=7>" in said
     assert said.endswith("<--> </opt/load> <the image>")
-
-
-def test_no_variable_is_replaced_in_the_unit() -> None:
-    """systemd.service(5): $$ is a dollar sign."""
-    assert as_unit(("/opt/load", "$HOME"), 60)[-2:] == ("/opt/load", "$$HOME")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 from kdumphpd import daemon
 from kdumphpd.adopter import Adopter
 from kdumphpd.daemon import Loop, run_daemon
+from kdumphpd.distribution.hotplug_rules import RulesKeeper
 from kdumphpd.distribution.watch import FileWatch
 from kdumphpd.errors import BusyError, ConfigError
 from kdumphpd.events.monitor import UeventMonitor
@@ -59,7 +60,8 @@ class Setup:
             lambda: open_host(host.root, host.kernel, CONFIG),
             Reporter(self.records),
             daemon.monotonic_usec,
-            Adopter(daemon.monotonic_usec, host.rules, self.watch, host.unit_is_running),
+            Adopter(daemon.monotonic_usec, self.watch, host.state_of),
+            RulesKeeper(host.rules),
         )
 
     def send(self, *numbers: signal.Signals) -> None:

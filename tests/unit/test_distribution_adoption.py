@@ -14,67 +14,72 @@ from kdumphpd.distribution.adoption import (
     SETTLE_USEC,
     Adoption,
     Decision,
-    Loaded,
     Owner,
     Reason,
+    Resolution,
     Seen,
+    Whose,
 )
+from kdumphpd.distribution.unit_state import UnitState
 
 SECOND = 1_000_000
 
 
-def seen(loaded: Loaded, owner: Owner = Owner.KDUMP, **more: bool) -> Seen:
-    return Seen(loaded, owner, **more)
+def seen(whose: Whose, owner: Owner = Owner.KDUMP, unit: UnitState = UnitState.UNKNOWN) -> Seen:
+    return Seen(whose, owner, unit=unit)
 
 
 def settled(adoption: Adoption, what: Seen, now: int = 0) -> Adoption:
-    return adoption.decided(now, adoption.decide(what))
+    return adoption.decided(now, adoption.resolve(what))
 
 
 @pytest.mark.parametrize(
-    ("loaded", "decision", "reason"),
+    ("whose", "unit", "decision", "reason"),
     [
-        (Loaded.NOTHING, Decision.STAY_OUT, Reason.STOPPED),
-        (Loaded.KDUMPS, Decision.ADOPT, Reason.KDUMP_LOADED),
-        (Loaded.OTHER, Decision.STAY_OUT, Reason.FOREIGN),
-        (Loaded.UNTOLD, Decision.STAY_OUT, Reason.FOREIGN),
-        (Loaded.OURS, Decision.KEEP, Reason.CURRENT),
-        (Loaded.OURS_OTHER, Decision.ADOPT, Reason.CHANGED),
+        (Whose.OURS, UnitState.UNKNOWN, Decision.KEEP, Reason.CURRENT),
+        (Whose.OURS_OTHER, UnitState.UNKNOWN, Decision.ADOPT, Reason.CHANGED),
+        (Whose.KDUMPS, UnitState.UNKNOWN, Decision.ADOPT, Reason.KDUMP_LOADED),
+        (Whose.LIKE_KDUMPS, UnitState.ACTIVE, Decision.ADOPT, Reason.KDUMP_LOADED),
+        (Whose.LIKE_KDUMPS, UnitState.STOPPED, Decision.STAY_OUT, Reason.FOREIGN),
+        (Whose.LIKE_KDUMPS, UnitState.UNKNOWN, Decision.STAY_OUT, Reason.FOREIGN),
+        (Whose.UNKNOWN, UnitState.ACTIVE, Decision.ADOPT, Reason.KDUMP_LOADED),
+        (Whose.UNKNOWN, UnitState.STOPPED, Decision.STAY_OUT, Reason.FOREIGN),
+        (Whose.OTHER, UnitState.ACTIVE, Decision.STAY_OUT, Reason.FOREIGN),
+        (Whose.TEST, UnitState.ACTIVE, Decision.STAY_OUT, Reason.TESTED),
+        (Whose.NOTHING, UnitState.STOPPED, Decision.STAY_OUT, Reason.STOPPED),
+        (Whose.NOTHING, UnitState.UNKNOWN, Decision.STAY_OUT, Reason.STOPPED),
+        (Whose.NOTHING, UnitState.CHANGING, Decision.WAIT, Reason.AT_WORK),
+        (Whose.NOTHING, UnitState.FAILED, Decision.STAY_OUT, Reason.KDUMP_FAILED),
+        (Whose.NOTHING, UnitState.ACTIVE, Decision.ADOPT, Reason.KDUMP_LOST),
     ],
 )
-def test_start_with_kdump(loaded: Loaded, decision: Decision, reason: Reason) -> None:
-    verdict = Adoption().decide(seen(loaded))
-    assert (verdict.decision, verdict.reason, verdict.news) == (decision, reason, True)
+def test_start_with_kdump(
+    whose: Whose, unit: UnitState, decision: Decision, reason: Reason
+) -> None:
+    assert Adoption().resolve(seen(whose, unit=unit)) == Resolution(decision, reason)
 
 
-def test_untold_image_at_start_is_kdumps_if_its_service_runs() -> None:
-    running = Adoption().decide(seen(Loaded.UNTOLD, kdump_running=True))
-    stopped = Adoption().decide(seen(Loaded.UNTOLD, kdump_running=False))
-    assert running.decision is Decision.ADOPT
-    assert stopped.decision is Decision.STAY_OUT
+@pytest.mark.parametrize("whose", [Whose.KDUMPS, Whose.LIKE_KDUMPS, Whose.UNKNOWN])
+def test_image_that_turns_up_without_kdump_is_left_alone(whose: Whose) -> None:
+    watching = settled(Adoption(), seen(Whose.OURS))
+    by_hand = watching.resolve(seen(whose, unit=UnitState.ACTIVE))
+    assert by_hand == Resolution(Decision.STAY_OUT, Reason.BY_HAND)
+    after = watching.decided(0, by_hand).acted(1)
+    assert after.resolve(seen(whose, unit=UnitState.ACTIVE)).decision is Decision.ADOPT
 
 
-@pytest.mark.parametrize("loaded", [Loaded.KDUMPS, Loaded.UNTOLD])
-def test_image_that_turns_up_without_kdump_is_left_alone(loaded: Loaded) -> None:
-    watching = settled(Adoption(), seen(Loaded.OURS))
-    by_hand = watching.decide(seen(loaded, kdump_running=True))
-    assert (by_hand.decision, by_hand.reason) == (Decision.STAY_OUT, Reason.BY_HAND)
-    after = watching.decided(0, by_hand)
-    assert not after.decide(seen(loaded)).news
-    assert after.acted(1).decide(seen(loaded)).decision is Decision.ADOPT
+@pytest.mark.parametrize("whose", [Whose.OTHER, Whose.TEST])
+def test_another_image_is_left_alone_although_kdump_acted(whose: Whose) -> None:
+    watching = settled(Adoption(), seen(Whose.OURS)).acted(5)
+    assert watching.resolve(seen(whose, unit=UnitState.ACTIVE)).decision is Decision.STAY_OUT
 
 
-def test_another_image_is_left_alone_although_kdump_acted() -> None:
-    watching = settled(Adoption(), seen(Loaded.OURS)).acted(5)
-    assert watching.decide(seen(Loaded.OTHER)).decision is Decision.STAY_OUT
-
-
-@pytest.mark.parametrize("loaded", [one for one in Loaded if one is not Loaded.OURS])
-def test_kdump_at_work_is_waited_for(loaded: Loaded) -> None:
+@pytest.mark.parametrize("whose", [one for one in Whose if one is not Whose.OURS])
+def test_kdump_at_work_is_waited_for(whose: Whose) -> None:
     adoption = Adoption()
-    verdict = adoption.decide(seen(loaded, kdump_busy=True))
-    assert (verdict.decision, verdict.reason) == (Decision.WAIT, Reason.AT_WORK)
-    waiting = adoption.decided(0, verdict)
+    resolution = adoption.resolve(Seen(whose, Owner.KDUMP, kdump_busy=True))
+    assert resolution == Resolution(Decision.WAIT, Reason.AT_WORK)
+    waiting = adoption.decided(0, resolution)
     assert waiting.fresh
     assert waiting.look_at is not None
     assert waiting.acted(7).due(7)
@@ -82,41 +87,58 @@ def test_kdump_at_work_is_waited_for(loaded: Loaded) -> None:
 
 def test_configuration_owns_at_start_and_reload_only() -> None:
     fresh = Adoption()
-    for loaded in (Loaded.NOTHING, Loaded.OTHER, Loaded.KDUMPS, Loaded.UNTOLD):
-        assert fresh.decide(seen(loaded, Owner.CONFIGURATION)).decision is Decision.ADOPT
-        later = settled(fresh, seen(Loaded.OURS, Owner.CONFIGURATION))
-        assert later.decide(seen(loaded, Owner.CONFIGURATION)).decision is Decision.STAY_OUT
-        assert later.asked(3).decide(seen(loaded, Owner.CONFIGURATION)).decision is Decision.ADOPT
+    for whose in (Whose.NOTHING, Whose.OTHER, Whose.KDUMPS, Whose.UNKNOWN):
+        assert fresh.resolve(seen(whose, Owner.CONFIGURATION)).decision is Decision.ADOPT
+        later = settled(fresh, seen(Whose.OURS, Owner.CONFIGURATION))
+        assert later.resolve(seen(whose, Owner.CONFIGURATION)).decision is Decision.STAY_OUT
 
 
 @pytest.mark.parametrize(
-    ("owner", "running", "decision"),
+    ("owner", "unit", "decision"),
     [
-        (Owner.KDUMP, True, Decision.ADOPT),
-        (Owner.KDUMP, None, Decision.ADOPT),
-        (Owner.KDUMP, False, Decision.STAY_OUT),
-        (Owner.CONFIGURATION, False, Decision.ADOPT),
+        (Owner.KDUMP, UnitState.ACTIVE, Decision.ADOPT),
+        (Owner.KDUMP, UnitState.UNKNOWN, Decision.ADOPT),
+        (Owner.KDUMP, UnitState.FAILED, Decision.ADOPT),
+        (Owner.KDUMP, UnitState.STOPPED, Decision.STAY_OUT),
+        (Owner.CONFIGURATION, UnitState.STOPPED, Decision.ADOPT),
     ],
 )
 def test_what_our_own_load_lost_is_loaded_again(
-    owner: Owner, running: bool | None, decision: Decision
+    owner: Owner, unit: UnitState, decision: Decision
 ) -> None:
-    lost = settled(Adoption(), seen(Loaded.OURS, owner)).failed(0, armed=False)
-    assert lost.decide(Seen(Loaded.NOTHING, owner, False, running)).decision is decision
+    lost = settled(Adoption(), seen(Whose.OURS, owner)).failed(0, armed=False)
+    assert lost.resolve(seen(Whose.NOTHING, owner, unit)).decision is decision
 
 
-def test_nothing_loaded_is_said_once() -> None:
-    adoption = Adoption()
-    news = []
-    for _ in range(3):
-        verdict = adoption.decide(seen(Loaded.NOTHING))
-        adoption = adoption.decided(0, verdict)
-        news.append(verdict.news)
-    assert news == [True, False, False]
+@pytest.mark.parametrize(
+    ("stopped", "expected"),
+    [
+        (True, Resolution(Decision.STAY_OUT, Reason.STOPPED)),
+        (False, Resolution(Decision.ADOPT, Reason.KDUMP_LOST)),
+    ],
+)
+def test_kdumpctl_stop_is_told_from_a_reload_that_failed(
+    stopped: bool, expected: Resolution
+) -> None:
+    """Both leave nothing loaded, and kdump.service active."""
+    nothing = seen(Whose.NOTHING, unit=UnitState.ACTIVE)
+    acted = settled(Adoption(), seen(Whose.OURS)).acted(5, stopped=stopped)
+    assert acted.resolve(nothing) == expected
+    if stopped:
+        later = settled(acted, nothing)
+        assert later.resolve(nothing) == expected, "it is remembered"
+        assert later.acted(9).resolve(nothing).decision is Decision.ADOPT
+
+
+def test_what_is_unloaded_without_kdump_stays_unloaded() -> None:
+    watching = settled(Adoption(), seen(Whose.OURS))
+    assert watching.resolve(seen(Whose.NOTHING, unit=UnitState.ACTIVE)) == Resolution(
+        Decision.STAY_OUT, Reason.UNLOADED
+    )
 
 
 def test_changed_file_is_looked_at_when_it_has_settled() -> None:
-    adoption = settled(Adoption(), seen(Loaded.OURS)).files_changed(10)
+    adoption = settled(Adoption(), seen(Whose.OURS)).files_changed(10)
     assert not adoption.due(10 + SETTLE_USEC - 1)
     assert adoption.files_changed(10 + SETTLE_USEC - 1).due(10 + SETTLE_USEC)
 
@@ -186,6 +208,19 @@ class Host(RuleBasedStateMachine):
         self._hint()
 
     @rule()
+    def kdumpctl_stop(self) -> None:
+        """Its service stays active."""
+        self.image = None
+        if self.watched:
+            self.adoption = self.adoption.acted(self.now, stopped=True)
+
+    @precondition(lambda self: self.running)
+    @rule()
+    def kdumpctl_reload_fails(self) -> None:
+        self.image = None
+        self._hint()
+
+    @rule()
     def kdump_status(self) -> None:
         self._hint()
 
@@ -213,34 +248,34 @@ class Host(RuleBasedStateMachine):
         # A look whose load failed has decided nothing: the next one is still the first.
         first, acted = self.adoption.fresh, self.adoption.kdump_acted
         self.watched = True
-        verdict = self.adoption.decide(
-            Seen(self._loaded(), Owner.KDUMP, kdump_running=self.running)
-        )
-        if verdict.decision is not Decision.ADOPT:
-            self.adoption = self.adoption.decided(self.now, verdict)
+        stopped = self.adoption.kdump_stopped
+        unit = UnitState.ACTIVE if self.running else UnitState.STOPPED
+        resolution = self.adoption.resolve(Seen(self._whose(), Owner.KDUMP, unit=unit))
+        if resolution.decision is not Decision.ADOPT:
+            self.adoption = self.adoption.decided(self.now, resolution)
             assert self.image == before
             return
         # What was loaded with other parts by hand is never replaced, and what was
         # loaded by hand at all not before kdump acts again.
         assert before is None or before.by is not By.ADMIN or before.parts == self.wanted
         assert before is None or before.by is not By.ADMIN or first or acted
-        assert before is not None or (self.adoption.lost_by_us and self.running)
+        assert before is not None or (self.running and not stopped)
         if fails == "no":
             self.image = Image(By.US, self.wanted)
-            self.adoption = self.adoption.decided(self.now, verdict)
+            self.adoption = self.adoption.decided(self.now, resolution)
         else:
             if fails == "lost":
                 self.image = None
             self.adoption = self.adoption.failed(self.now, armed=self.image is not None)
             assert self.adoption.look_at is not None
 
-    def _loaded(self) -> Loaded:
+    def _whose(self) -> Whose:
         if self.image is None:
-            return Loaded.NOTHING
+            return Whose.NOTHING
         same = self.image.parts == self.wanted
         if self.image.by is By.US:
-            return Loaded.OURS if same else Loaded.OURS_OTHER
-        return Loaded.KDUMPS if same else Loaded.OTHER
+            return Whose.OURS if same else Whose.OURS_OTHER
+        return Whose.KDUMPS if same else Whose.OTHER
 
     @precondition(lambda self: self.watched)
     @rule()
@@ -251,10 +286,17 @@ class Host(RuleBasedStateMachine):
         self.look("no")
         assert self.image == Image(By.US, self.wanted)
 
-    @precondition(lambda self: self.watched)
+    @precondition(lambda self: self.watched and self.running)
     @rule()
-    def stop_stays_stopped(self) -> None:
-        self.kdump_stops()
+    def a_reload_that_failed_is_mended(self) -> None:
+        self.kdumpctl_reload_fails()
+        self.look("no")
+        assert self.image == Image(By.US, self.wanted)
+
+    @precondition(lambda self: self.watched)
+    @rule(by_hand=st.booleans())
+    def stop_stays_stopped(self, by_hand: bool) -> None:
+        (self.kdumpctl_stop if by_hand else self.kdump_stops)()
         for _ in range(3):
             self.now += 400 * SECOND
             self.look("no")

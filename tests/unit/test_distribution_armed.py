@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdumphpd.distribution import armed
-from kdumphpd.distribution.adoption import Loaded
+from kdumphpd.distribution.adoption import Whose
 from kdumphpd.distribution.armed import Armed, Content
 from kdumphpd.errors import MachineError
 from kdumphpd.image.source import ImageSpec
@@ -161,20 +161,62 @@ def test_content_is_that_of_the_armed_segments_only() -> None:
     )
 
 
-def test_image_is_identified_by_what_is_armed(root: Root, tmp_path: Path) -> None:
-    initrd = tmp_path / "initrd"
-    initrd.write_bytes(b"initrd")
-    spec = ImageSpec(tmp_path / "kernel", initrd, "ro quiet", "test")
-    parts = {PARAMS.start: boot_params("elfcorehdr=0x1 ro quiet", 6), INITRD.start: b"initrd"}
+KERNEL = Range(0x30400000, 0x30401FFF)
 
-    def identify(kimage_bytes: bytes) -> Loaded:
-        ram = memory(parts, kimage_bytes)
-        return armed.identify(root, ram, ADDRESSES, RESERVED, spec)
 
-    assert identify(packed(SEGMENTS, 0x3FF00040)) is Loaded.KDUMPS
-    # The same bytes are still there, but what is armed is something else.
-    assert identify(packed(SEGMENTS[2:], 0x3FF00040)) is Loaded.OTHER
-    assert identify(bytes(800)) is Loaded.UNTOLD
+@pytest.mark.parametrize(
+    ("line", "initrd", "kernel", "whose"),
+    [
+        ("ro quiet", b"initrd", b"kernel", Whose.KDUMPS),
+        ("ro quiet rd.debug", b"initrd", b"kernel", Whose.LIKE_KDUMPS),
+        ("ro quiet", b"earlie", b"kernel", Whose.LIKE_KDUMPS),
+        ("ro quiet kdump_test_id=17-3", b"initrd", b"kernel", Whose.TEST),
+        ("ro quiet", b"initrd", b"keener", Whose.OTHER),
+        ("ro quiet kdump_test_id=17-3", b"initrd", b"keener", Whose.OTHER),
+    ],
+)
+def test_image_is_identified_by_its_kernel_command_line_and_initrd(
+    root: Root, tmp_path: Path, line: str, initrd: bytes, kernel: bytes, whose: Whose
+) -> None:
+    parts = {
+        PARAMS.start: boot_params(f"elfcorehdr=0x1 {line}", 6),
+        INITRD.start: initrd,
+        KERNEL.start: kernel,
+    }
+    ram = memory(parts, packed([*SEGMENTS, KERNEL], 0x3FF00040))
+    assert identify(root, tmp_path, ram) is whose
+
+
+def test_only_what_is_armed_counts(root: Root, tmp_path: Path) -> None:
+    """The bytes of kdump's image are still there, but what is armed is something else."""
+    parts = {
+        PARAMS.start: boot_params("ro quiet", 6),
+        INITRD.start: b"initrd",
+        KERNEL.start: b"kernel",
+    }
+    ram = memory(parts, packed(SEGMENTS, 0x3FF00040))
+    assert identify(root, tmp_path, ram) is Whose.OTHER
+    assert identify(root, tmp_path, memory(parts, bytes(800))) is Whose.UNKNOWN
+
+
+def identify(root: Root, directory: Path, ram: Memory) -> Whose:
+    path = directory / "initrd"
+    path.write_bytes(b"initrd")
+    spec = ImageSpec(directory / "kernel", path, "ro quiet", "test")
+    return armed.identify(root, ram, ADDRESSES, RESERVED, spec, b"kernel")
+
+
+@given(content=st.binary(min_size=1, max_size=64), at=st.integers(0, 63))
+def test_a_kernel_that_differs_in_one_byte_is_another(content: bytes, at: int) -> None:
+    found = Armed(0x3FF00000, (KERNEL,))
+    assert armed.has_kernel(Memory({KERNEL.start: content}), found, content)
+    changed = bytearray(content)
+    changed[at % len(content)] ^= 1
+    assert not armed.has_kernel(Memory({KERNEL.start: bytes(changed)}), found, content)
+
+
+def test_a_kernel_longer_than_any_segment_is_another() -> None:
+    assert not armed.has_kernel(Memory({}), Armed(0x3FF00000, (KERNEL,)), bytes(0x2001))
 
 
 def test_content_above_4_gib() -> None:

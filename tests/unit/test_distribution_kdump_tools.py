@@ -51,7 +51,7 @@ def test_recorded_tree_will_do(root: Root) -> None:
     assert kdump is not None
     assert kdump.unit == "kdump-tools.service"
     assert root.path("/var/crash/kexec_cmd") in kdump.loaded
-    assert auto.ask(root, kdump).origin == "kdump-tools"
+    assert auto.ask(root, kdump, "auto").origin == "kdump-tools"
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdumphpd import processes
 from kdumphpd.distribution import auto, kdump_utils, shell
 from kdumphpd.distribution.asked import Asked
-from kdumphpd.errors import ConfigError, InputError, KdumphpdError
+from kdumphpd.errors import BusyError, ConfigError, InputError, KdumphpdError
 from kdumphpd.machine.files import Root
 
 # The functions of kdump-lib.sh by name, result and side effect; none of its text.
@@ -203,13 +204,15 @@ def test_luks_target_counts_where_the_kernel_can_hand_keys_over(tree: Tree) -> N
     assert asked.crypt_devices == ("uuid-1", "uuid-2")
     kdump = auto.find(tree.root)
     assert kdump is not None
-    assert "uuid-2" in auto.spec(tree.root, kdump, asked).needs_file_load
+    spec = auto.spec(tree.root, kdump, asked, "auto")
+    assert "uuid-2" in spec.no_kexec_load
+    assert spec.no_file_load == spec.no_kexec_load, "without its keys it would load as well"
 
 
 def test_spec_says_where_each_value_comes_from(tree: Tree) -> None:
     kdump = auto.find(tree.root)
     assert kdump is not None
-    spec = auto.spec(tree.root, kdump, tree.ask())
+    spec = auto.spec(tree.root, kdump, tree.ask(), "auto")
     assert spec.origin == "kdump-utils"
     assert [name for name, _ in spec.origins] == [
         "kernel",
@@ -217,14 +220,15 @@ def test_spec_says_where_each_value_comes_from(tree: Tree) -> None:
         "command_line",
         "kexec_arguments",
     ]
-    assert spec.needs_file_load == ""
+    assert spec.no_kexec_load == spec.no_file_load == ""
+    assert "-s" in spec.remark
 
 
 def test_recorded_tree_runs_no_code(tree: Tree) -> None:
     mark = tree.directory / "ran"
     tree.library(f"touch {mark}\n")
     with pytest.raises(ConfigError, match="only be asked on its own host"):
-        auto.ask(tree.root, auto.find(tree.root))
+        auto.ask(tree.root, auto.find(tree.root), "auto")
     assert not mark.exists()
 
 
@@ -236,14 +240,14 @@ def test_lock_is_where_kdumpctl_has_it(tree: Tree) -> None:
     assert new is not None
     assert old.lock == tree.directory / "var/lock/kdump"
     assert new.lock == tree.directory / "run/lock/kdump"
-    assert new.loaded == (new.lock,)
+    assert new.tells_command
 
 
 def test_no_kdump_asks_for_explicit(tmp_path: Path) -> None:
     root = Root(tmp_path)
     assert auto.find(root) is None
     with pytest.raises(ConfigError, match='source = "explicit"'):
-        auto.ask(root, None)
+        auto.ask(root, None, "auto")
 
 
 WORDS = st.dictionaries(
@@ -267,6 +271,37 @@ def test_missing_bash_is_named(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(shell, "BASH", str(tree.directory / "bash"))
     with pytest.raises(KdumphpdError, match="install bash"):
         tree.ask()
+
+
+def test_no_file_of_a_question_is_left(tree: Tree) -> None:
+    tree.write("/run/kdumphpd/ask-killed/answer", "of a process that was killed")
+    tree.ask()
+    assert list(tree.root.path("/run/kdumphpd").iterdir()) == []
+
+
+def test_a_question_that_ends_with_the_service_is_no_fault(tree: Tree) -> None:
+    """systemd sends SIGTERM to all processes of a service that it stops."""
+    tree.library("kill $$; sleep 10\n")
+    with pytest.raises(BusyError, match="interrupted"):
+        tree.ask()
+
+
+def test_under_systemd_it_is_a_unit_of_its_own(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a systemd-run that writes down what it gets, and runs it."""
+    tree.root.path(processes.SYSTEMD).mkdir(parents=True)
+    asked = tree.directory / "asked"
+    runner = tree.write(
+        "/bin/systemd-run",
+        f'#!/bin/sh\necho "$@" >{asked}\nwhile [ "$1" != -- ]; do shift; done\nshift\nexec "$@"\n',
+    )
+    runner.chmod(0o755)
+    path = f"{runner.parent}:{processes.ENVIRONMENT['PATH']}"
+    monkeypatch.setattr(processes, "ENVIRONMENT", {"PATH": path})
+    assert tree.ask(limit=17).kexec_arguments == ("-s",)
+    said = asked.read_text()
+    assert "--unit=kdumphpd-ask-" in said
+    assert "--property=TimeoutStartSec=17" in said
+    assert "--property=LogLevelMax=notice" in said
 
 
 def test_no_descriptor_is_left_open(tree: Tree) -> None:

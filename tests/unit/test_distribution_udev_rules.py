@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdumphpd import processes
 from kdumphpd.distribution import udev_rules
 from kdumphpd.distribution.udev_rules import RULES, RUN_DIRECTORY
 from kdumphpd.errors import KdumphpdError
@@ -151,7 +151,7 @@ def test_there_and_back_changes_nothing(
 
 
 def test_reload_without_udev_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(processes, "ENVIRONMENT", {"PATH": str(tmp_path)})
     assert "udevadm" in udev_rules.reload_live_rules()
     tool = tmp_path / "udevadm"
     tool.write_text('#!/bin/sh\necho "no control socket" >&2\nexit 2\n')
@@ -159,4 +159,3 @@ def test_reload_without_udev_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert "no control socket" in udev_rules.reload_live_rules()
     tool.write_text('#!/bin/sh\n[ "$*" = "control --reload" ]\n')
     assert udev_rules.reload_live_rules() == ""
-    assert os.environ["PATH"] == str(tmp_path)

@@ -6,30 +6,33 @@ from pathlib import Path
 
 import pytest
 
-from kdumphpd.distribution.unit_state import is_running
+from kdumphpd import processes
+from kdumphpd.distribution.unit_state import UnitState, unit_state
 
 
 @pytest.mark.parametrize(
-    ("said", "running"),
+    ("said", "state"),
     [
-        ("echo active", True),
-        ("echo activating; exit 3", True),
-        ("echo inactive; exit 3", False),
-        ("echo failed; exit 3", False),
-        ("echo unknown; exit 4", None),
-        ("exit 1", None),
+        ("echo active", UnitState.ACTIVE),
+        ("echo reloading", UnitState.ACTIVE),
+        ("echo activating; exit 3", UnitState.CHANGING),
+        ("echo deactivating; exit 3", UnitState.CHANGING),
+        ("echo inactive; exit 3", UnitState.STOPPED),
+        ("echo failed; exit 3", UnitState.FAILED),
+        ("echo unknown; exit 4", UnitState.UNKNOWN),
+        ("echo 'Failed to connect' >&2; exit 1", UnitState.UNKNOWN),
     ],
 )
 def test_states(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, running: bool | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, state: UnitState
 ) -> None:
     tool = tmp_path / "systemctl"
     tool.write_text(f'#!/bin/sh\n[ "$*" = "is-active kdump.service" ] || exit 9\n{said}\n')
     tool.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert is_running("kdump.service") is running
+    monkeypatch.setattr(processes, "ENVIRONMENT", {"PATH": str(tmp_path)})
+    assert unit_state("kdump.service") is state
 
 
 def test_without_systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert is_running("kdump.service") is None
+    monkeypatch.setattr(processes, "ENVIRONMENT", {"PATH": str(tmp_path)})
+    assert unit_state("kdump.service") is UnitState.UNKNOWN

@@ -27,7 +27,7 @@ def test_without_kexec_load_the_kernel_makes_the_image() -> None:
 
 
 def test_keys_that_only_files_carry_leave_kexec_load_out() -> None:
-    found = route(Allowed(), own_image=True, needs_file_load="the keys")
+    found = route(Allowed(), own_image=True, no_kexec_load="the keys")
     assert found.rungs == (Rung.FILE,)
     assert told(found.above(Rung.FILE)) == ("delta, full: the keys",)
 
@@ -69,7 +69,7 @@ def test_fadump_leaves_the_command_alone() -> None:
 def test_every_route_keeps_the_order_and_says_why_it_leaves_out(
     load: Access, file: Access, own: bool, needs: str, command: bool
 ) -> None:
-    found = route(Allowed(load, file), own_image=own, needs_file_load=needs, command=command)
+    found = route(Allowed(load, file), own_image=own, no_kexec_load=needs, command=command)
     assert list(found.rungs) == sorted(found.rungs, key=list(Rung).index)
     assert (Rung.FULL in found.rungs) == bool(load and not needs)
     assert (Rung.DELTA in found.rungs) == (own and Rung.FULL in found.rungs)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from kdumphpd import cli
+from kdumphpd.distribution.unit_state import UnitState
 from kdumphpd.distribution.watch import Changed
 from kdumphpd.errors import KdumphpdError
 from kdumphpd.load.segments import Segment
@@ -44,7 +45,10 @@ def test_start_takes_over_the_image_that_kdump_loaded(host: FakeHost, kdump: Fak
     }
 
 
-def test_start_has_the_hotplug_rules_before_it_looks(host: FakeHost, kdump: FakeKdump) -> None:
+def test_what_changes_before_the_hotplug_rules_are_ours_is_seen(
+    host: FakeHost, kdump: FakeKdump
+) -> None:
+    """The distribution's rule may not have answered it any more."""
     kdump.load()
 
     class Late(type(host.rules)):  # type: ignore[misc]
@@ -53,7 +57,9 @@ def test_start_has_the_hotplug_rules_before_it_looks(host: FakeHost, kdump: Fake
             return str(super().take_over())
 
     host.rules = Late()
-    host.service().start()
+    service = host.service()
+    service.start()
+    host.settle(service)
     host.assert_complete()
 
 
@@ -70,11 +76,12 @@ def test_start_stays_out_while_kdump_is_stopped(
     assert "kdump is stopped" in host.records[0].message
     assert "kdump-config reload" in host.records[0].message
     assert not host.kernel.loaded
-    assert host.rules.ours
+    assert not host.rules.ours, "there is nothing that we keep"
 
     hint(host, service, kdump.load())
     host.settle(service)
     assert host.records.kinds[2:] == [Kind.ADOPTED]
+    assert host.rules.ours
     host.assert_complete()
 
 
@@ -103,13 +110,16 @@ def test_start_leaves_an_administrators_image_alone(host: FakeHost, kdump: FakeK
     host.assert_complete()
 
 
-@pytest.mark.parametrize(("running", "ours"), [(True, True), (False, False), (None, False)])
+@pytest.mark.parametrize(
+    ("unit", "ours"),
+    [(UnitState.ACTIVE, True), (UnitState.STOPPED, False), (UnitState.UNKNOWN, False)],
+)
 def test_start_asks_for_kdumps_service_where_the_kernel_says_nothing(
-    host: FakeHost, kdump: FakeKdump, running: bool | None, ours: bool
+    host: FakeHost, kdump: FakeKdump, unit: UnitState, ours: bool
 ) -> None:
     kdump.load()
     host.root.path("/proc/kallsyms").unlink()
-    host.running = running
+    host.unit = unit
     host.service().start()
     assert is_ours(host) == ours
     assert host.asked_units == ["kdump-tools.service"]
@@ -129,7 +139,7 @@ def test_start_whose_load_leaves_nothing_goes_on_until_it_is_armed(
     host: FakeHost, kdump: FakeKdump
 ) -> None:
     kdump.load()
-    host.running = True
+    host.unit = UnitState.ACTIVE
     host.kernel.fail_next(errno.ENOMEM, before_free=False, times=3)
     service = host.service()
     service.start()
@@ -138,25 +148,25 @@ def test_start_whose_load_leaves_nothing_goes_on_until_it_is_armed(
     host.assert_complete()
 
 
-@pytest.mark.parametrize("needs_file_load", [False, True])
+@pytest.mark.parametrize("encrypted", [False, True])
 def test_plan_says_where_each_value_comes_from(
-    host: FakeHost, kdump: FakeKdump, capsys: pytest.CaptureFixture[str], needs_file_load: bool
+    host: FakeHost, kdump: FakeKdump, capsys: pytest.CaptureFixture[str], encrypted: bool
 ) -> None:
     kdump.ask_for()
-    if needs_file_load:
+    if encrypted:
         host.root.path("/sys/kernel/config/crash_dm_crypt_keys/luks-1").mkdir(parents=True)
     assert cli.main(["plan", "--json"], host.root, host.kernel) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["origin"] == "kdump-tools"
     assert set(plan["origins"]) == {"kernel", "initrd", "command_line", "kexec_arguments"}
     assert str(kdump.command_path) in plan["origins"]["command_line"]
-    assert bool(plan["needs_file_load"]) == needs_file_load
+    assert bool(plan["needs_file_load"]) == encrypted
     assert cli.main(["plan"], host.root, host.kernel) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert all(
         f"{name.replace('_', ' ')}: {origin}" in shown for name, origin in plan["origins"].items()
     )
-    assert ("LUKS luks-1" in shown) == needs_file_load
+    assert ("LUKS luks-1" in shown) == encrypted
 
 
 # --- what kdump does -------------------------------------------------------------------
