@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import enum
 from collections.abc import Callable
+from dataclasses import replace
 
 from kdumphpd.adopter import LOCK_SECONDS, Adopter, Sight
 from kdumphpd.audit.audit import audit
@@ -114,7 +115,9 @@ class Service:
             if mended is not None and mended.loaded is None and self._is_in_vain(mended):
                 raise mended.error()
             if mended is None or mended.loaded is None:
-                self._say.record(Kind.STARTED, f"watching; {self._say.status}", look_details(look))
+                armed = mended.armed if mended else look.state is not State.UNLOADED
+                details = replace(look_details(look), armed=armed)
+                self._say.record(Kind.STARTED, f"watching; {self._say.status}", details)
             self._use(sight.host)
         self._mind_rules(again=True)
         self._hint()

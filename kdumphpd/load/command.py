@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from kdumphpd import processes
 from kdumphpd.audit.read_back import FoundHeader
+from kdumphpd.distribution.asked import CRYPT_KEYS
 from kdumphpd.errors import KdumphpdError, LoadError
 from kdumphpd.load.file import header_problem, remember
 from kdumphpd.load.kept import live_header
@@ -26,6 +27,18 @@ from kdumphpd.machine.snapshot import Machine, MachineReader
 #: With the time that asking kdump may take, shorter than the unit's WatchdogSec=.
 LIMIT_SECONDS = 60.0
 UNIT = "kdumphpd-command.service"
+# As kdump.service has it: kdumpctl looks for LUKS keys in root's keyring.
+_KEYRING = "KeyringMode=shared"
+# In the kernel's crash_dm_crypt_keys directory: whether a load takes the keys of the image
+# that is loaded (kernel/crash_dump_dm_crypt.c), as kdump-udev-throttler asks for.
+_REUSE = "reuse"
+_WITH_KEYS = """\
+echo 1 >"$0" 2>/dev/null
+"$@"
+status=$?
+echo 0 >"$0" 2>/dev/null
+exit $status
+"""
 _DESCRIPTION = "Loads the crash kernel for kdumphpd"
 #: Where a distribution's kdump is, and what makes it load again.
 _DEFAULTS = (
@@ -104,10 +117,10 @@ class CommandLoader:
 
     def _run(self) -> None:
         shown = shlex.join(self._command)
-        command, limit = self._command, self._limit
+        command, limit = self._with_keys(), self._limit
         managed = processes.has_systemd(self._root)
         if managed:
-            command = processes.as_unit(command, UNIT, _DESCRIPTION, limit)
+            command = processes.as_unit(command, UNIT, _DESCRIPTION, limit, _KEYRING)
             limit = processes.unit_seconds(limit)
         try:
             finished = processes.run(command, limit)
@@ -122,3 +135,13 @@ class CommandLoader:
             raise LoadError(problem, finished.last_line or f"journalctl -u {UNIT} says why")
         if finished.status != 0:
             raise LoadError(f"{shown} ended with status {finished.status}", finished.last_line)
+
+    def _with_keys(self) -> tuple[str, ...]:
+        """The command, which finds the LUKS keys of the loaded image if the kernel has any.
+
+        Otherwise it would need somebody who types the passphrase, or load without keys.
+        """
+        reuse = f"{CRYPT_KEYS}/{_REUSE}"
+        if not self._root.exists(reuse):
+            return self._command
+        return ("/bin/sh", "-c", _WITH_KEYS, str(self._root.path(reuse)), *self._command)

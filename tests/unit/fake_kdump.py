@@ -33,17 +33,24 @@ LOST = Changed(frozenset(), lost=True)
 class FakeKdump:
     """See the module's docstring."""
 
+    #: The system call of its loads.
+    style = "kexec_load"
+
     def __init__(self, host: FakeHost) -> None:
         self.host = host
         self.command_path = host.root.path(_COMMAND)
-        host.write("/usr/sbin/kdump-config", "")
-        host.write(_LOCK, "")
+        self.install()
         host.write(str(CONFIG), '[update]\ncommand = ""\n')
         addresses = host.kernel.text
         self._pointer = addresses.start + _POINTER_OFFSET
         host.write(
             "/proc/kallsyms", f"{_text_vaddr(host) + _POINTER_OFFSET:x} B kexec_crash_image\n"
         )
+
+    def install(self) -> None:
+        """Its files."""
+        self.host.write("/usr/sbin/kdump-config", "")
+        self.host.write(_LOCK, "")
 
     def ask_for(self, command_line: str = COMMAND_LINE, initrd: str = INITRD) -> Changed:
         """Write down another kexec command, as kdump-config does after a load."""
@@ -67,7 +74,7 @@ class FakeKdump:
     ) -> None:
         """``kexec -p``, which no file shows."""
         kernel = self.host.kernel
-        kernel.foreign_load()
+        kernel.foreign_load(self.style)
         place = kernel.reservation
         initrd = self.host.root.path(initrd_name).read_bytes()
         bzimage = self.host.root.path(kernel_name).read_bytes()

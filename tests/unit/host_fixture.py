@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -75,7 +75,16 @@ class Entry:
 
 
 class Records(list[Entry]):
-    """What was recorded, oldest first; the last structlog processor."""
+    """What was recorded, oldest first; the last structlog processor.
+
+    Args:
+        armed: whether a crash kernel is loaded, for ``lies``: records that say otherwise.
+    """
+
+    def __init__(self, armed: Callable[[], bool]) -> None:
+        super().__init__()
+        self.armed = armed
+        self.lies: list[Entry] = []
 
     def __call__(
         self, logger: Any, method_name: str, event_dict: MutableMapping[str, Any]
@@ -88,6 +97,8 @@ class Records(list[Entry]):
                 event_dict["details"],
             )
         )
+        armed = event_dict["details"].armed
+        self.lies += [self[-1]] if armed not in (None, self.armed()) else []
         raise structlog.DropEvent
 
     @property
@@ -159,7 +170,7 @@ class FakeHost:
         )
         self.root = self.kernel.root
         self.clock = Clock()
-        self.records = Records()
+        self.records = Records(lambda: self.kernel.loaded)
         self.rules = Rules()
         self.hints = Hints()
         self.unit = UnitState.UNKNOWN
@@ -189,7 +200,9 @@ class FakeHost:
     # --- the product on it -------------------------------------------------------------
 
     def open(self) -> Host:
-        return open_host(self.root, self.kernel, CONFIG, self.clock)
+        # On a live host the name is the user's, who is not in the tree.
+        config = self.root.path(str(CONFIG)) if self.root.is_live else CONFIG
+        return open_host(self.root, self.kernel, config, self.clock)
 
     def service(self) -> Service:
         adopter = Adopter(self.clock, self.hints, self.state_of)

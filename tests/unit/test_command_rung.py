@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from pathlib import Path
 
@@ -101,6 +102,19 @@ def test_under_systemd_it_is_a_unit_of_its_own(
     assert "<--unit=kdumphpd-command.service>" in said
     assert "<--property=TimeoutStartSec=7>" in said
     assert said.endswith("<--> </opt/load> <the image>")
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_luks_keys_of_the_loaded_image_are_used_again(host: HotplugHost, code: int) -> None:
+    """As kdump-udev-throttler has it; kdumpctl restart asks for them anew."""
+    reuse = host.root.path("/sys/kernel/config/crash_dm_crypt_keys/reuse")
+    reuse.parent.mkdir(parents=True)
+    reuse.write_text("0\n")
+    seen = host.root.path("/seen")
+    words = ("/bin/sh", "-c", f"cat {reuse} >{seen}; exit {code}")
+    with contextlib.suppress(LoadError):
+        loader(host, *words).load(host.open().reader.snapshot())
+    assert (seen.read_text(), reuse.read_text()) == ("1\n", "0\n")
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,20 @@ def test_kdumpctl_is_seen_when_it_ends_and_not_before(path: Path) -> None:
     watch.close()
 
 
+def test_kdumpctl_is_seen_before_it_works(path: Path) -> None:
+    """While its command can still be read in /proc."""
+    other = path.with_name("other")
+    watch = FileWatch()
+    watch.watch([path, other], opening=[path])
+    with path.open("w"), other.open("w"):
+        assert drained(watch).opened == {path}
+    closed = drained(watch)
+    assert (closed.paths, closed.opened) == ({path, other}, frozenset())
+    os.close(os.open(path, os.O_RDONLY))
+    assert not watch.drain(), "our own lock is no change"
+    watch.close()
+
+
 def test_killed_kdumpctl_is_seen(path: Path) -> None:
     watch = FileWatch([path])
     with subprocess.Popen(
