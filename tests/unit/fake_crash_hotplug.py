@@ -122,6 +122,7 @@ class CrashHotplugKernel(FakeKernel):
     def _kernel_header(self) -> bytes:
         holes = [Range(0, MIB - 1), self.reservation]
         holes += [self.low_reservation] if self.low_reservation else []
+        holes += self.cma
         ram = fake_files.without(self.ram, holes)
         notes = [(self.crash_notes(cpu), 368) for cpu in range(self.possible)]
         notes.append((self.vmcoreinfo, 0x1024))

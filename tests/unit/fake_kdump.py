@@ -39,11 +39,8 @@ class FakeKdump:
         host.write("/usr/sbin/kdump-config", "")
         host.write(_LOCK, "")
         host.write(str(CONFIG), '[update]\ncommand = ""\n')
-        addresses = host.kernel.text
-        self._pointer = addresses.start + _POINTER_OFFSET
-        host.write(
-            "/proc/kallsyms", f"{_text_vaddr(host) + _POINTER_OFFSET:x} B kexec_crash_image\n"
-        )
+        self._pointer = host.kernel.text.start + _POINTER_OFFSET
+        host.kernel.show_symbol("kexec_crash_image", self._pointer)
 
     def ask_for(self, command_line: str = COMMAND_LINE, initrd: str = INITRD) -> Changed:
         """Write down another kexec command, as kdump-config does after a load."""
@@ -118,12 +115,6 @@ def hint(host: FakeHost, service: Service, changed: Changed) -> None:
 
 def is_ours(host: FakeHost) -> bool:
     return host.audit().managed_by == "kdumphpd"
-
-
-def _text_vaddr(host: FakeHost) -> int:
-    from kdumphpd.machine.snapshot import MachineReader  # noqa: PLC0415
-
-    return MachineReader(host.root).fixed().addresses.text.vaddr
 
 
 def _boot_params(address: int, command_line: str, initrd: int, size: int) -> bytes:

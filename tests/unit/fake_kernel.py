@@ -243,6 +243,8 @@ class FakeKernel(FakeMachine):
         # kexec-tools lists the first MiB too (measured), the kernel leaves it out.
         holes += [Range(0, MIB - 1)] if style == "kexec_file_load" else []
         holes += [self.low_reservation] if self.low_reservation else []
+        # elf_header_exclude_ranges, arch/x86/kernel/crash.c; kexec-tools knows nothing of it.
+        holes += self.cma if style == "kexec_file_load" else ()
         ram = fake_files.without(self.ram, holes)
         notes = [(self.crash_notes(cpu), CRASH_NOTES_SIZE) for cpu in self.cpus]
         notes.append((self.vmcoreinfo, VMCOREINFO_SIZE))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +23,9 @@ _TEXT_SIZE = 0x2800000
 CRASH_NOTES_SIZE = 368
 #: VMCOREINFO_NOTE_SIZE, include/linux/crash_core.h.
 VMCOREINFO_SIZE = 0x1024
+#: Where in the kernel image its variables lie: behind the text, in .bss.
+_BSS_OFFSET = 0x2400000
+_CMA_COUNT, _CMA_RANGES = _BSS_OFFSET, _BSS_OFFSET + 0x20
 _CPUS = "sys/devices/system/cpu"
 
 _Machine = TypeVar("_Machine", bound="FakeMachine")
@@ -53,6 +57,8 @@ class FakeMachine:
         self.possible = possible
         self._resources = [(one, "System RAM") for one in sorted(ram)]
         self._cpus: set[int] = set()
+        self._symbols: dict[str, int] = {}
+        self.cma: tuple[Range, ...] = ()
         self.text = text or self._place_text()
         self.vmcoreinfo = self.text.end + 1
         self._kcore = KcoreFile(self._file("proc/kcore"))
@@ -122,6 +128,46 @@ class FakeMachine:
             raise ValueError(f"{removed} is not all there")
         self._resources = left
         self._write_memory_files()
+
+    def reserve_cma(self, *ranges: Range, shown: str = "sysfs") -> None:
+        """Be booted with ``crashkernel=...,cma``: ordinary RAM to ``/proc/iomem``.
+
+        kernel/crash_reserve.c, reserve_crashkernel_cma: at most four ranges.
+
+        Args:
+            ranges: what was reserved.
+            shown: where: in ``sysfs`` (kernel/kexec_core.c, crash_cma_ranges_show), in
+                ``memory`` (6.17 to 6.19 have no file), or ``hidden`` (nor symbols' addresses).
+        """
+        self.cma = ranges
+        size = sum(one.size for one in ranges)
+        self._write("proc/cmdline", f"ro crashkernel=256M crashkernel={size // MIB}M,cma\n")
+        if shown == "sysfs":
+            lines = "".join(f"{one.start:08x}-{one.end:08x}\n" for one in ranges)
+            self._write("sys/kernel/kexec/crash_cma_ranges", lines)
+            return
+        self.set_cma_variables(len(ranges), [(one.start, one.end) for one in ranges])
+        self.show_symbol("crashk_cma_cnt", self.text.start + _CMA_COUNT)
+        self.show_symbol("crashk_cma_ranges", self.text.start + _CMA_RANGES)
+        if shown == "hidden":
+            self.hide_symbols()
+
+    def set_cma_variables(self, count: int, pairs: Sequence[tuple[int, int]]) -> None:
+        """crashk_cma_cnt and crashk_cma_ranges, an array of four."""
+        packed = b"".join(struct.pack("<QQ", *one) for one in pairs)
+        self.write_memory(self.text.start + _CMA_COUNT, struct.pack("<i", count))
+        self.write_memory(self.text.start + _CMA_RANGES, packed.ljust(4 * 16, b"\0"))
+
+    def show_symbol(self, name: str, address: int) -> None:
+        """List ``name``, which lies at physical ``address`` in the kernel image."""
+        self._symbols[name] = (
+            address - self.text.start + fake_files.TEXT_MAP + fake_files.TEXT_KASLR
+        )
+        self._write("proc/kallsyms", fake_files.kallsyms(self._symbols))
+
+    def hide_symbols(self) -> None:
+        """kptr_restrict, or no CAP_SYSLOG: the names are there, each at 0 (kernel/kallsyms.c)."""
+        self._write("proc/kallsyms", fake_files.kallsyms(dict.fromkeys(self._symbols, 0)))
 
     def hot_add_cpu(self, number: int, registered: bool = True) -> None:
         if not 0 <= number < self.possible or number in self._cpus:
