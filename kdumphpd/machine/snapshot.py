@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from kdumphpd.errors import MachineError
 from kdumphpd.header import elfcorehdr
 from kdumphpd.header.elfcorehdr import Note
-from kdumphpd.machine import cpus, crash_cma, iomem
+from kdumphpd.machine import cpus, crash_cma, encryption, iomem
 from kdumphpd.machine.files import Root
 from kdumphpd.machine.iomem import Resource
 from kdumphpd.machine.kcore import AddressMap, PhysicalMemory
@@ -76,6 +76,7 @@ class MachineReader:
         self._root = root
         self._notes: dict[int, Note] = {}
         self._fixed: Fixed | None = None
+        self._encryption: str | None = None
 
     def resources(self) -> tuple[Resource, ...]:
         """``/proc/iomem`` as it is now."""
@@ -112,6 +113,13 @@ class MachineReader:
             missing_notes=tuple(one for one in present if one not in self._notes),
             fixed=self.fixed(),
         )
+
+    def encryption(self) -> str:
+        """Why what is loaded cannot be read back; see `kdumphpd.machine.encryption.active`."""
+        if self._encryption is None:
+            with PhysicalMemory(self._root) as memory:
+                self._encryption = encryption.active(memory, self.fixed().vmcoreinfo)
+        return self._encryption
 
     def known_notes(self) -> dict[Note, int]:
         """CPU numbers by note buffer, of every CPU seen so far."""

@@ -189,7 +189,7 @@ class CrashHotplugKernel(FakeKernel):
         first = self.reservation.start
         size = -(-(_ELFCOREHDR_SIZE + 64) // PAGE) * PAGE
         self._elfcorehdr = Place("elfcorehdr", first, size, size)
-        self.write_memory(first, self._kernel_header())
+        self.write_image(first, self._kernel_header())
         tables = fake_kexec.page_tables(self.ram, self.gbpages)
         pages = fake_kexec.control_pages([self._elfcorehdr], self.reservation, tables)
         assert pages is not None
@@ -206,10 +206,10 @@ class CrashHotplugKernel(FakeKernel):
         places = ((digest * 8, 4 * PAGE), (bytes(params), 2 * PAGE))
         for content, room in places:
             top -= room
-            self.write_memory(top, content.ljust(room, b"\0"))
+            self.write_image(top, content.ljust(room, b"\0"))
         for content in (kernel, initrd):
             top = (top - len(content)) // PAGE * PAGE
-            self.write_memory(top, content)
+            self.write_image(top, content)
         self.entry = self.reservation.end + 1 - 4 * PAGE
         self._all_cpus = True
 

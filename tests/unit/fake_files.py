@@ -60,6 +60,18 @@ def kallsyms(symbols: Mapping[str, int]) -> str:
     return f"{first}{listed}ffffffffc0000000 t late\t[module]\n"
 
 
+def vmcoreinfo(sme_mask: int) -> bytes:
+    """The note at vmcoreinfo's address (kernel/vmcore_info.c, append_elf_note) of an x86_64 kernel.
+
+    arch/x86/kernel/vmcore_info_64.c, arch_crash_save_vmcoreinfo: numbers are %ld.
+    """
+    text = f"OSRELEASE=6.1.0-fake\nPAGESIZE={PAGE}\nNUMBER(phys_base)=-16777216\n"
+    text += f"KERNELOFFSET={TEXT_KASLR:x}\nNUMBER(KERNEL_IMAGE_SIZE)=1073741824\n"
+    text += f"NUMBER(sme_mask)={sme_mask}\n"
+    head = struct.pack("<III", len(b"VMCOREINFO") + 1, len(text), 0) + b"VMCOREINFO\0\0"
+    return head + text.encode()
+
+
 @dataclass(frozen=True)
 class Load:
     """A PT_LOAD of kcore; ``paddr`` is None for what is no direct mapping."""

@@ -209,8 +209,10 @@ class FakeKernel(FakeMachine):
         for one in segments:
             with one.content.view() as content:
                 size = len(content)
-                self.write_memory(one.place.start, bytes(content))
-            if size < one.place.size:
+                self.write_image(one.place.start, bytes(content))
+            if size < one.place.size and self.sme_mask:
+                self.write_image(one.place.start + size, bytes(one.place.size - size))
+            elif size < one.place.size:
                 self._kcore.clear(one.place.start + size, one.place.size - size)
 
     def unload(self) -> None:
@@ -232,8 +234,8 @@ class FakeKernel(FakeMachine):
         header = {"kexec_load": last + 0x61000, "kexec_file_load": first + 0x8000}[style]
         command_line = last + 0xFD000
         text = f"root=/dev/vda1 irqpoll nr_cpus=1 elfcorehdr={header // 1024}K".encode()
-        self.write_memory(command_line, text + b"\0")
-        self.write_memory(header, self._foreign_header(style))
+        self.write_image(command_line, text + b"\0")
+        self.write_image(header, self._foreign_header(style))
         self.entry = last + 0x2000
         self._set_loaded(True)
         return ForeignImage(header, command_line, text)
@@ -257,7 +259,7 @@ class FakeKernel(FakeMachine):
         if not self.loaded:
             return None
         size = min(1 << 22, self.reservation.end + 1 - elfcorehdr)
-        return fake_files.read_elfcorehdr(self.read_memory(elfcorehdr, size))
+        return fake_files.read_elfcorehdr(self.read_image(elfcorehdr, size))
 
 
 def _place(segment: SegmentLike) -> Place:

@@ -28,6 +28,9 @@ _BSS_OFFSET = 0x2400000
 _CMA_COUNT, _CMA_RANGES = _BSS_OFFSET, _BSS_OFFSET + 0x20
 _CPUS = "sys/devices/system/cpu"
 
+#: Stands for a cipher: undone by doing it again.
+_NOISE = bytes(one ^ 0xA5 for one in range(256))
+
 _Machine = TypeVar("_Machine", bound="FakeMachine")
 
 
@@ -59,11 +62,13 @@ class FakeMachine:
         self._cpus: set[int] = set()
         self._symbols: dict[str, int] = {}
         self.cma: tuple[Range, ...] = ()
+        self.sme_mask = 0
         self.text = text or self._place_text()
         self.vmcoreinfo = self.text.end + 1
         self._kcore = KcoreFile(self._file("proc/kcore"))
         self._write_fixed(block_size)
         self._write_memory_files()
+        self.encrypt(0)
         for number in cpus:
             self.hot_add_cpu(number)
 
@@ -196,6 +201,26 @@ class FakeMachine:
     def write_memory(self, address: int, data: bytes) -> None:
         self._check_mapped(address, len(data))
         self._kcore.write(address, data)
+
+    def encrypt(self, sme_mask: int = 1 << 47) -> None:
+        """Be booted with ``mem_encrypt=on``; 0 for without."""
+        self.sme_mask = sme_mask
+        note = fake_files.vmcoreinfo(sme_mask)
+        self.write_memory(self.vmcoreinfo, note.ljust(VMCOREINFO_SIZE, b"\0"))
+
+    def write_image(self, address: int, data: bytes) -> None:
+        """Write what an image is made of.
+
+        With SME it is written through a mapping without the C-bit, which has it again
+        afterwards (kernel/kexec_core.c, kimage_load_crash_segment; arch/x86/kernel/
+        machine_kexec_64.c, arch_kexec_post_alloc_pages): kcore shows noise.
+        """
+        self.write_memory(address, data.translate(_NOISE) if self.sme_mask else data)
+
+    def read_image(self, address: int, size: int) -> bytes:
+        """What the crash kernel, which boots without encryption, finds there."""
+        data = self.read_memory(address, size)
+        return data.translate(_NOISE) if self.sme_mask else data
 
     def _check_mapped(self, address: int, size: int) -> None:
         if not any(one.start <= address and address + size - 1 <= one.end for one in self.ram):
