@@ -27,6 +27,7 @@ from kdumphpd.machine import symbols
 from kdumphpd.machine.files import Root
 from kdumphpd.machine.kcore import AddressMap
 from kdumphpd.machine.ranges import Range
+from kdumphpd.machine.reservation import ask_again
 
 _SYMBOL = "kexec_crash_image"
 _PAGE = 4096
@@ -88,7 +89,9 @@ def read_armed(
     if pointer is None or not text.vaddr <= pointer <= text.vaddr + text.size - 8:
         return None
     try:
-        kimage = _u64(memory.read(pointer - text.vaddr + text.paddr, 8), 0)
+        place = pointer - text.vaddr + text.paddr
+        # NULL for the moment in which the kernel itself writes the header (see crash_loaded).
+        kimage = ask_again(root, lambda: _u64(memory.read(place, 8), 0))
         if kimage < addresses.page_offset:
             return None
         return parse_kimage(memory.read(kimage - addresses.page_offset, _KIMAGE_BYTES), reserved)

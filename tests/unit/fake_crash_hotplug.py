@@ -11,6 +11,10 @@ Linux 6.12, and from what was measured there.
   MEM_OFFLINE comes before ``release_mem_region_adjustable()``.
 * ``drop_updates(n)``: the next n updates are dropped, as happens while the kexec lock is held.
 * ``contended = True``: crash_hotplug reads 0 meanwhile.
+* ``write_header(pauses)``: the kernel is at writing the header, until the reader has paused so
+  often. Meanwhile it holds no image: kexec_crash_image is NULL (arch/x86/kernel/crash.c,
+  arch_crash_handle_hotplug_event: ``xchg(&kexec_crash_image, NULL)``, memcpy, xchg back), so
+  that kexec_crash_loaded reads 0; and it has the kexec lock, so that crash_hotplug does.
 * ``lock_down("integrity")``: no kexec_load, and no unsigned files.
 """
 
@@ -50,6 +54,8 @@ class CrashHotplugKernel(FakeKernel):
         self._all_cpus = False  # the header has a note of every possible CPU
         self._dropped = 0
         self._contended = False
+        self._writing = 0  # pauses that are left
+        self._image = b""  # the pointer meanwhile
         super().__init__(directory, *arguments, **options)
         self.refuse("kexec_file_load", 0)
         self._show()
@@ -73,6 +79,24 @@ class CrashHotplugKernel(FakeKernel):
     def contended(self, held: bool) -> None:
         self._contended = held
         self._show()
+
+    def write_header(self, pauses: int = 1) -> None:
+        self._writing = pauses
+        self._write("sys/kernel/kexec_crash_loaded", "0\n")
+        pointer = self.symbols.get("kexec_crash_image")
+        if pointer is not None:
+            self._image = self.read_memory(pointer, 8)
+            self.write_memory(pointer, bytes(8))
+        self.contended = True
+
+    def pause(self, seconds: float) -> None:
+        super().pause(seconds)
+        self._writing -= 1
+        if self._writing == 0:
+            self._write("sys/kernel/kexec_crash_loaded", f"{int(self.loaded)}\n")
+            if self._image:
+                self.write_memory(self.symbols["kexec_crash_image"], self._image)
+            self.contended = False
 
     def lock_down(self, mode: str) -> None:
         self._write("sys/kernel/security/lockdown", f"none [{mode}] other\n")

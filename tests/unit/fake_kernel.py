@@ -105,14 +105,12 @@ class FakeKernel(FakeMachine):
         self.calls: list[Call] = []
         self.control_pages: tuple[int, ...] = ()
         self.entry: int | None = None
+        self.loaded = False
         self._failures: list[tuple[int, bool]] = []
         self._set_loaded(False)
 
-    @property
-    def loaded(self) -> bool:
-        return self._file("sys/kernel/kexec_crash_loaded").read_text() == "1\n"
-
     def _set_loaded(self, loaded: bool) -> None:
+        self.loaded = loaded
         self._write("sys/kernel/kexec_crash_loaded", f"{int(loaded)}\n")
 
     def fail_next(self, code: int, before_free: bool, times: int = 1) -> None:

@@ -52,7 +52,8 @@ class FakeMachine:
         text: Range | None = None,
     ) -> None:
         self.directory = directory
-        self.root = Root(directory)
+        self.root = Root(directory, self.pause)
+        self.paused = 0
         self.reservation = reservation
         self.low_reservation = low_reservation
         self.page_offset = page_offset
@@ -60,7 +61,7 @@ class FakeMachine:
         self.possible = possible
         self._resources = [(one, "System RAM") for one in sorted(ram)]
         self._cpus: set[int] = set()
-        self._symbols: dict[str, int] = {}
+        self.symbols: dict[str, int] = {}  # physical addresses of variables
         self.cma: tuple[Range, ...] = ()
         self.sme_mask = 0
         self.text = text or self._place_text()
@@ -165,14 +166,14 @@ class FakeMachine:
 
     def show_symbol(self, name: str, address: int) -> None:
         """List ``name``, which lies at physical ``address`` in the kernel image."""
-        self._symbols[name] = (
-            address - self.text.start + fake_files.TEXT_MAP + fake_files.TEXT_KASLR
-        )
-        self._write("proc/kallsyms", fake_files.kallsyms(self._symbols))
+        self.symbols[name] = address
+        base = fake_files.TEXT_MAP + fake_files.TEXT_KASLR - self.text.start
+        shown = {name: base + address for name, address in self.symbols.items()}
+        self._write("proc/kallsyms", fake_files.kallsyms(shown))
 
     def hide_symbols(self) -> None:
         """kptr_restrict, or no CAP_SYSLOG: the names are there, each at 0 (kernel/kallsyms.c)."""
-        self._write("proc/kallsyms", fake_files.kallsyms(dict.fromkeys(self._symbols, 0)))
+        self._write("proc/kallsyms", fake_files.kallsyms(dict.fromkeys(self.symbols, 0)))
 
     def hot_add_cpu(self, number: int, registered: bool = True) -> None:
         if not 0 <= number < self.possible or number in self._cpus:
@@ -191,6 +192,10 @@ class FakeMachine:
         self._cpus.remove(number)
         self._write(f"{_CPUS}/present", fake_files.cpu_list(self._cpus))
         shutil.rmtree(self._file(f"{_CPUS}/cpu{number}"), ignore_errors=True)
+
+    def pause(self, seconds: float) -> None:
+        """Let the reader wait; what the kernel is at goes on meanwhile."""
+        self.paused += 1
 
     # --- physical memory ---------------------------------------------------------------
 
