@@ -103,6 +103,9 @@ def audit(root: Root, reader: MachineReader, *, verify: bool = True) -> Audit:
         loaded = reservations.crash_loaded(root)
         if not loaded:
             return Audit(Verdict.UNLOADED, loaded, reasons=("no crash kernel is loaded",))
+        encrypted = reader.encryption()
+        if encrypted:
+            return Audit(Verdict.UNKNOWN, loaded, _manager(root), reasons=(encrypted,))
         return _audit_loaded(root, reader, verify)
     except KdumphpdError as error:
         return Audit(Verdict.UNKNOWN, loaded, reasons=(str(error),))
@@ -143,10 +146,15 @@ def _own_parts(block: ParameterBlock) -> tuple[tuple[str, Range], ...]:
     return (("elfcorehdr", block.elfcorehdr), *named)
 
 
+def _manager(root: Root) -> str:
+    """Who keeps an image that is not ours."""
+    return "kernel" if reservations.kernel_updates(root) else "other"
+
+
 def _audit_foreign(
     root: Root, reader: MachineReader, memory: PhysicalMemory, place: Range
 ) -> Audit:
-    manager = "kernel" if reservations.kernel_updates(root) else "other"
+    manager = _manager(root)
     found = live_headers(root, memory, place)
     if len({one.content for one in found}) == 1:
         return _verdict(reader, found[0].address, found[0].content, manager, None, ())

@@ -23,11 +23,13 @@ from kdumphpd.distribution.adoption import Whose
 from kdumphpd.errors import KdumphpdError
 from kdumphpd.image.buffer import Buffer
 from kdumphpd.image.source import ImageSpec
+from kdumphpd.machine import symbols
 from kdumphpd.machine.files import Root
 from kdumphpd.machine.kcore import AddressMap
 from kdumphpd.machine.ranges import Range
+from kdumphpd.machine.reservation import ask_again
 
-_SYMBOL = " kexec_crash_image"
+_SYMBOL = "kexec_crash_image"
 _PAGE = 4096
 
 # struct kimage (include/linux/kexec.h): head, entry, last_entry, start, then up to
@@ -87,7 +89,9 @@ def read_armed(
     if pointer is None or not text.vaddr <= pointer <= text.vaddr + text.size - 8:
         return None
     try:
-        kimage = _u64(memory.read(pointer - text.vaddr + text.paddr, 8), 0)
+        place = pointer - text.vaddr + text.paddr
+        # NULL for the moment in which the kernel itself writes the header (see crash_loaded).
+        kimage = ask_again(root, lambda: _u64(memory.read(place, 8), 0))
         if kimage < addresses.page_offset:
             return None
         return parse_kimage(memory.read(kimage - addresses.page_offset, _KIMAGE_BYTES), reserved)
@@ -97,14 +101,7 @@ def read_armed(
 
 def symbol_address(root: Root) -> int | None:
     """Address of ``kexec_crash_image``; None if kallsyms does not tell."""
-    try:
-        with root.path("/proc/kallsyms").open(encoding="ascii", errors="replace") as lines:
-            for line in lines:
-                if line.rstrip().endswith(_SYMBOL):
-                    return int(line.split()[0], 16) or None
-    except (OSError, ValueError):
-        return None
-    return None
+    return symbols.addresses(root, (_SYMBOL,)).get(_SYMBOL) or None
 
 
 def parse_kimage(data: bytes, reserved: tuple[Range, ...]) -> Armed | None:

@@ -1,6 +1,7 @@
 """The memory map that the capture kernel is given, as e820 entries.
 
-The capture kernel may use the reservation and low memory only. It learns of the
+The capture kernel may use the reservation, with what crashkernel=...,cma adds, and low
+memory only. It learns of the
 ACPI and reserved areas too, because it looks for tables there and believes in a
 PCI ECAM window only if that is reserved. The kernel's own loader makes the same
 map (``crash_setup_memmap_entries`` in ``arch/x86/kernel/crash.c``).
@@ -66,7 +67,7 @@ def capture_map(
     Args:
         resources: all of ``/proc/iomem``, nested lines too: a reserved area may
             lie below a PCI window or ECAM resource.
-        crash: the ``Crash kernel`` ranges, low and high.
+        crash: the ``Crash kernel`` ranges, low and high, and those of crashkernel=...,cma.
         elfcorehdr: its whole reserve. It is no RAM to the capture kernel, which
             would otherwise overwrite it; to read it, no entry is needed.
     """

@@ -90,6 +90,7 @@ def make_plan(
     reservation: Reservation,
     room: Room,
     resources: Sequence[Resource],
+    cma: Sequence[Range],
     running_boot_params: bytes,
 ) -> ImagePlan:
     """Plan an image.
@@ -99,6 +100,7 @@ def make_plan(
         reservation: where.
         room: how much to keep free for growth.
         resources: all of ``/proc/iomem``.
+        cma: RAM beside the reservation that the crash kernel may use.
         running_boot_params: ``/sys/kernel/boot_params/data``.
 
     Raises:
@@ -112,7 +114,7 @@ def make_plan(
         reservation.main.start + room.pad, reservation.main.start + room.pad + room.elfcorehdr - 1
     )
     command_line = complete_command_line(parts.command_line, header.start)
-    memory_map = e820.capture_map(resources, reservation.ranges, header)
+    memory_map = e820.capture_map(resources, (*reservation.ranges, *cma), header)
     encoded = command_line.encode()
     layout = plan(
         reservation.main,

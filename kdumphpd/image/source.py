@@ -92,6 +92,7 @@ class ImageSource:
             reservations.find(root, resources),
             room,
             resources,
+            reader.fixed().cma,
             boot_params.read(root),
         )
 

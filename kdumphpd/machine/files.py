@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdumphpd.errors import InputError, PermissionMissingError
@@ -10,9 +12,15 @@ from kdumphpd.errors import InputError, PermissionMissingError
 
 @dataclass(frozen=True)
 class Root:
-    """A directory that stands for ``/``: the live host, or a recorded tree."""
+    """A directory that stands for ``/``: the live host, or a recorded tree.
+
+    Attributes:
+        directory: the directory.
+        pause: waits some seconds, where a file shows what is so for a moment only.
+    """
 
     directory: Path = Path("/")
+    pause: Callable[[float], None] = field(default=time.sleep, compare=False, repr=False)
 
     @property
     def is_live(self) -> bool:

@@ -81,8 +81,13 @@ def crash_kernel(resources: Iterable[Resource]) -> tuple[Range, ...]:
     return merge(_named(resources, "Crash kernel"))
 
 
-def dumpable_ram(resources: Iterable[Resource]) -> tuple[Range, ...]:
-    """RAM that a vmcore must hold: all but the first MiB, the reservations and the GART."""
+def dumpable_ram(resources: Iterable[Resource], cma: Iterable[Range] = ()) -> tuple[Range, ...]:
+    """RAM that a vmcore must hold: all but the first MiB, the reservations and the GART.
+
+    Args:
+        resources: all of ``/proc/iomem``.
+        cma: the reservation's part that it does not show; see `kdumphpd.machine.crash_cma`.
+    """
     resources = tuple(resources)
-    holes = (LOW_MEMORY, *crash_kernel(resources), *_named(resources, "GART"))
+    holes = (LOW_MEMORY, *crash_kernel(resources), *cma, *_named(resources, "GART"))
     return subtract(system_ram(resources), holes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ _SIZE = ("/sys/kernel/kexec/crash_size", "/sys/kernel/kexec_crash_size")
 _HEADER_SIZE = ("/sys/kernel/kexec/crash_elfcorehdr_size", "/sys/kernel/crash_elfcorehdr_size")
 #: Longer than an update of the header or a delta load takes.
 _CONTENTION_SECONDS = 0.01
+_TRIES = 4
 _HOTPLUG = tuple(f"/sys/devices/system/{kind}/crash_hotplug" for kind in ("memory", "cpu"))
 
 
@@ -30,8 +30,16 @@ class Reservation:
 
 
 def crash_loaded(root: Root) -> bool:
-    """Whether the kernel holds a crash image, whoever loaded it."""
-    return _number(root, _LOADED) == 1
+    """Whether the kernel holds a crash image, whoever loaded it.
+
+    A kernel that updates headers itself holds none while it writes one
+    (arch/x86/kernel/crash.c, arch_crash_handle_hotplug_event: kexec_crash_image is NULL
+    meanwhile): there a 0 is asked about again.
+    """
+    loaded = _number(root, _LOADED) == 1
+    if loaded or not can_be_updated(root):
+        return loaded
+    return bool(ask_again(root, lambda: _number(root, _LOADED) == 1))
 
 
 def elfcorehdr_size(root: Root) -> int:
@@ -44,27 +52,25 @@ def can_be_updated(root: Root) -> bool:
     return root.first_existing(*_HOTPLUG) is not None
 
 
-def kernel_updates(root: Root, tries: int = 4, pause: Callable[[float], None] = time.sleep) -> bool:
+def kernel_updates(root: Root) -> bool:
     """Whether the kernel itself keeps the loaded image's header (``crash_hotplug``).
 
     The file reads 0 while anybody holds the kexec lock (kernel/crash_core.c,
     crash_check_hotplug_support), a reader included: so a 0 is asked about again, and a 1
     no more often than is needed.
-
-    Args:
-        root: the host.
-        tries: how often to read.
-        pause: waits some seconds between.
     """
     name = root.first_existing(*_HOTPLUG)
-    if name is None:
-        return False
-    for left in reversed(range(tries)):
-        if root.read_text(name) == "1":
-            return True
-        if left:
-            pause(_CONTENTION_SECONDS)
-    return False
+    return name is not None and bool(ask_again(root, lambda: root.read_text(name) == "1"))
+
+
+def ask_again(root: Root, ask: Callable[[], int]) -> int:
+    """What ``ask`` answers; 0 only if that lasts longer than an update or a delta load."""
+    for _ in range(_TRIES - 1):
+        answer = ask()
+        if answer:
+            return answer
+        root.pause(_CONTENTION_SECONDS)
+    return ask()
 
 
 def find(root: Root, resources: Iterable[Resource]) -> Reservation:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from kdumphpd.errors import MachineError
 from kdumphpd.header import elfcorehdr
 from kdumphpd.header.elfcorehdr import Note
-from kdumphpd.machine import cpus, iomem
+from kdumphpd.machine import cpus, crash_cma, encryption, iomem
 from kdumphpd.machine.files import Root
 from kdumphpd.machine.iomem import Resource
 from kdumphpd.machine.kcore import AddressMap, PhysicalMemory
@@ -52,12 +52,17 @@ class Machine:
 
 @dataclass(frozen=True)
 class Fixed:
-    """What does not change while the machine is up."""
+    """What does not change while the machine is up.
+
+    Attributes:
+        cma: RAM that the crash kernel may use beside the reservation.
+    """
 
     vmcoreinfo: Note
     addresses: AddressMap
     possible_cpus: int
     memory_block_size: int
+    cma: tuple[Range, ...] = ()
 
 
 class MachineReader:
@@ -71,6 +76,7 @@ class MachineReader:
         self._root = root
         self._notes: dict[int, Note] = {}
         self._fixed: Fixed | None = None
+        self._encryption: str | None = None
 
     def resources(self) -> tuple[Resource, ...]:
         """``/proc/iomem`` as it is now."""
@@ -81,11 +87,13 @@ class MachineReader:
         if self._fixed is None:
             with PhysicalMemory(self._root) as memory:
                 addresses = memory.address_map()
+                cma = crash_cma.ranges(self._root, memory)
             self._fixed = Fixed(
                 vmcoreinfo=parse_vmcoreinfo(self._root.read_text("/sys/kernel/vmcoreinfo")),
                 addresses=AddressMap(addresses.text, addresses.page_offset, ()),
                 possible_cpus=cpus.possible_count(self._root),
                 memory_block_size=self._block_size(),
+                cma=cma,
             )
         return self._fixed
 
@@ -99,12 +107,19 @@ class MachineReader:
                 if note is not None:
                     self._notes[number] = note
         return Machine(
-            ram=iomem.dumpable_ram(resources),
+            ram=iomem.dumpable_ram(resources, self.fixed().cma),
             all_ram=iomem.system_ram(resources),
             cpus=tuple((one, self._notes[one]) for one in present if one in self._notes),
             missing_notes=tuple(one for one in present if one not in self._notes),
             fixed=self.fixed(),
         )
+
+    def encryption(self) -> str:
+        """Why what is loaded cannot be read back; see `kdumphpd.machine.encryption.active`."""
+        if self._encryption is None:
+            with PhysicalMemory(self._root) as memory:
+                self._encryption = encryption.active(memory, self.fixed().vmcoreinfo)
+        return self._encryption
 
     def known_notes(self) -> dict[Note, int]:
         """CPU numbers by note buffer, of every CPU seen so far."""

@@ -11,6 +11,10 @@ Linux 6.12, and from what was measured there.
   MEM_OFFLINE comes before ``release_mem_region_adjustable()``.
 * ``drop_updates(n)``: the next n updates are dropped, as happens while the kexec lock is held.
 * ``contended = True``: crash_hotplug reads 0 meanwhile.
+* ``write_header(pauses)``: the kernel is at writing the header, until the reader has paused so
+  often. Meanwhile it holds no image: kexec_crash_image is NULL (arch/x86/kernel/crash.c,
+  arch_crash_handle_hotplug_event: ``xchg(&kexec_crash_image, NULL)``, memcpy, xchg back), so
+  that kexec_crash_loaded reads 0; and it has the kexec lock, so that crash_hotplug does.
 * ``lock_down("integrity")``: no kexec_load, and no unsigned files.
 """
 
@@ -50,6 +54,8 @@ class CrashHotplugKernel(FakeKernel):
         self._all_cpus = False  # the header has a note of every possible CPU
         self._dropped = 0
         self._contended = False
+        self._writing = 0  # pauses that are left
+        self._image = b""  # the pointer meanwhile
         super().__init__(directory, *arguments, **options)
         self.refuse("kexec_file_load", 0)
         self._show()
@@ -73,6 +79,24 @@ class CrashHotplugKernel(FakeKernel):
     def contended(self, held: bool) -> None:
         self._contended = held
         self._show()
+
+    def write_header(self, pauses: int = 1) -> None:
+        self._writing = pauses
+        self._write("sys/kernel/kexec_crash_loaded", "0\n")
+        pointer = self.symbols.get("kexec_crash_image")
+        if pointer is not None:
+            self._image = self.read_memory(pointer, 8)
+            self.write_memory(pointer, bytes(8))
+        self.contended = True
+
+    def pause(self, seconds: float) -> None:
+        super().pause(seconds)
+        self._writing -= 1
+        if self._writing == 0:
+            self._write("sys/kernel/kexec_crash_loaded", f"{int(self.loaded)}\n")
+            if self._image:
+                self.write_memory(self.symbols["kexec_crash_image"], self._image)
+            self.contended = False
 
     def lock_down(self, mode: str) -> None:
         self._write("sys/kernel/security/lockdown", f"none [{mode}] other\n")
@@ -122,6 +146,7 @@ class CrashHotplugKernel(FakeKernel):
     def _kernel_header(self) -> bytes:
         holes = [Range(0, MIB - 1), self.reservation]
         holes += [self.low_reservation] if self.low_reservation else []
+        holes += self.cma
         ram = fake_files.without(self.ram, holes)
         notes = [(self.crash_notes(cpu), 368) for cpu in range(self.possible)]
         notes.append((self.vmcoreinfo, 0x1024))
@@ -188,7 +213,7 @@ class CrashHotplugKernel(FakeKernel):
         first = self.reservation.start
         size = -(-(_ELFCOREHDR_SIZE + 64) // PAGE) * PAGE
         self._elfcorehdr = Place("elfcorehdr", first, size, size)
-        self.write_memory(first, self._kernel_header())
+        self.write_image(first, self._kernel_header())
         tables = fake_kexec.page_tables(self.ram, self.gbpages)
         pages = fake_kexec.control_pages([self._elfcorehdr], self.reservation, tables)
         assert pages is not None
@@ -205,10 +230,10 @@ class CrashHotplugKernel(FakeKernel):
         places = ((digest * 8, 4 * PAGE), (bytes(params), 2 * PAGE))
         for content, room in places:
             top -= room
-            self.write_memory(top, content.ljust(room, b"\0"))
+            self.write_image(top, content.ljust(room, b"\0"))
         for content in (kernel, initrd):
             top = (top - len(content)) // PAGE * PAGE
-            self.write_memory(top, content)
+            self.write_image(top, content)
         self.entry = self.reservation.end + 1 - 4 * PAGE
         self._all_cpus = True
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from elftools.common.exceptions import ELFError
@@ -22,7 +22,7 @@ ALL_ONES = 0xFFFFFFFFFFFFFFFF
 PAGE_OFFSET = 0xFFFF8A1540000000
 #: arch/x86/include/asm/page_64_types.h, __START_KERNEL_map, moved by KASLR.
 TEXT_MAP = 0xFFFFFFFF80000000
-_TEXT_KASLR = 0x1B000000
+TEXT_KASLR = 0x1B000000
 
 #: Top-level lines of a q35 machine that are not RAM.
 Q35_DEVICES = (
@@ -53,6 +53,25 @@ def iomem(resources: Iterable[tuple[Range, str]]) -> str:
     return "".join(lines)
 
 
+def kallsyms(symbols: Mapping[str, int]) -> str:
+    """``/proc/kallsyms`` with ``symbols``, all variables, among others (kernel/kallsyms.c)."""
+    first = f"{min(symbols.values(), default=0):016x} T _text\n"
+    listed = "".join(f"{address:016x} B {name}\n" for name, address in symbols.items())
+    return f"{first}{listed}ffffffffc0000000 t late\t[module]\n"
+
+
+def vmcoreinfo(sme_mask: int) -> bytes:
+    """The note at vmcoreinfo's address (kernel/vmcore_info.c, append_elf_note) of an x86_64 kernel.
+
+    arch/x86/kernel/vmcore_info_64.c, arch_crash_save_vmcoreinfo: numbers are %ld.
+    """
+    text = f"OSRELEASE=6.1.0-fake\nPAGESIZE={PAGE}\nNUMBER(phys_base)=-16777216\n"
+    text += f"KERNELOFFSET={TEXT_KASLR:x}\nNUMBER(KERNEL_IMAGE_SIZE)=1073741824\n"
+    text += f"NUMBER(sme_mask)={sme_mask}\n"
+    head = struct.pack("<III", len(b"VMCOREINFO") + 1, len(text), 0) + b"VMCOREINFO\0\0"
+    return head + text.encode()
+
+
 @dataclass(frozen=True)
 class Load:
     """A PT_LOAD of kcore; ``paddr`` is None for what is no direct mapping."""
@@ -68,7 +87,7 @@ def kcore_loads(text: Range, ram: Sequence[Range], page_offset: int) -> list[Loa
     Behind each RAM range comes the vmemmap that describes it (``kclist_add_private``).
     """
     loads = [
-        Load(TEXT_MAP + _TEXT_KASLR, text.start, text.size),
+        Load(TEXT_MAP + TEXT_KASLR, text.start, text.size),
         Load(0xFFFFFFFFFF600000, None, PAGE),
         Load(0xFFFFA58740000000, None, 1 << 45),
         Load(0xFFFFFFFFC0000000, None, 0x3F000000),

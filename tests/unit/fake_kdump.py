@@ -41,11 +41,8 @@ class FakeKdump:
         self.command_path = host.root.path(_COMMAND)
         self.install()
         host.write(str(CONFIG), '[update]\ncommand = ""\n')
-        addresses = host.kernel.text
-        self._pointer = addresses.start + _POINTER_OFFSET
-        host.write(
-            "/proc/kallsyms", f"{_text_vaddr(host) + _POINTER_OFFSET:x} B kexec_crash_image\n"
-        )
+        self._pointer = host.kernel.text.start + _POINTER_OFFSET
+        host.kernel.show_symbol("kexec_crash_image", self._pointer)
 
     def install(self) -> None:
         """Its files."""
@@ -125,12 +122,6 @@ def hint(host: FakeHost, service: Service, changed: Changed) -> None:
 
 def is_ours(host: FakeHost) -> bool:
     return host.audit().managed_by == "kdumphpd"
-
-
-def _text_vaddr(host: FakeHost) -> int:
-    from kdumphpd.machine.snapshot import MachineReader  # noqa: PLC0415
-
-    return MachineReader(host.root).fixed().addresses.text.vaddr
 
 
 def _boot_params(address: int, command_line: str, initrd: int, size: int) -> bytes:

@@ -105,14 +105,12 @@ class FakeKernel(FakeMachine):
         self.calls: list[Call] = []
         self.control_pages: tuple[int, ...] = ()
         self.entry: int | None = None
+        self.loaded = False
         self._failures: list[tuple[int, bool]] = []
         self._set_loaded(False)
 
-    @property
-    def loaded(self) -> bool:
-        return self._file("sys/kernel/kexec_crash_loaded").read_text() == "1\n"
-
     def _set_loaded(self, loaded: bool) -> None:
+        self.loaded = loaded
         self._write("sys/kernel/kexec_crash_loaded", f"{int(loaded)}\n")
 
     def fail_next(self, code: int, before_free: bool, times: int = 1) -> None:
@@ -209,8 +207,10 @@ class FakeKernel(FakeMachine):
         for one in segments:
             with one.content.view() as content:
                 size = len(content)
-                self.write_memory(one.place.start, bytes(content))
-            if size < one.place.size:
+                self.write_image(one.place.start, bytes(content))
+            if size < one.place.size and self.sme_mask:
+                self.write_image(one.place.start + size, bytes(one.place.size - size))
+            elif size < one.place.size:
                 self._kcore.clear(one.place.start + size, one.place.size - size)
 
     def unload(self) -> None:
@@ -232,8 +232,8 @@ class FakeKernel(FakeMachine):
         header = {"kexec_load": last + 0x61000, "kexec_file_load": first + 0x8000}[style]
         command_line = last + 0xFD000
         text = f"root=/dev/vda1 irqpoll nr_cpus=1 elfcorehdr={header // 1024}K".encode()
-        self.write_memory(command_line, text + b"\0")
-        self.write_memory(header, self._foreign_header(style))
+        self.write_image(command_line, text + b"\0")
+        self.write_image(header, self._foreign_header(style))
         self.entry = last + 0x2000
         self._set_loaded(True)
         return ForeignImage(header, command_line, text)
@@ -243,6 +243,8 @@ class FakeKernel(FakeMachine):
         # kexec-tools lists the first MiB too (measured), the kernel leaves it out.
         holes += [Range(0, MIB - 1)] if style == "kexec_file_load" else []
         holes += [self.low_reservation] if self.low_reservation else []
+        # elf_header_exclude_ranges, arch/x86/kernel/crash.c; kexec-tools knows nothing of it.
+        holes += self.cma if style == "kexec_file_load" else ()
         ram = fake_files.without(self.ram, holes)
         notes = [(self.crash_notes(cpu), CRASH_NOTES_SIZE) for cpu in self.cpus]
         notes.append((self.vmcoreinfo, VMCOREINFO_SIZE))
@@ -255,7 +257,7 @@ class FakeKernel(FakeMachine):
         if not self.loaded:
             return None
         size = min(1 << 22, self.reservation.end + 1 - elfcorehdr)
-        return fake_files.read_elfcorehdr(self.read_memory(elfcorehdr, size))
+        return fake_files.read_elfcorehdr(self.read_image(elfcorehdr, size))
 
 
 def _place(segment: SegmentLike) -> Place:

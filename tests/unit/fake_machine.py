@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -22,7 +23,13 @@ _TEXT_SIZE = 0x2800000
 CRASH_NOTES_SIZE = 368
 #: VMCOREINFO_NOTE_SIZE, include/linux/crash_core.h.
 VMCOREINFO_SIZE = 0x1024
+#: Where in the kernel image its variables lie: behind the text, in .bss.
+_BSS_OFFSET = 0x2400000
+_CMA_COUNT, _CMA_RANGES = _BSS_OFFSET, _BSS_OFFSET + 0x20
 _CPUS = "sys/devices/system/cpu"
+
+#: Stands for a cipher: undone by doing it again.
+_NOISE = bytes(one ^ 0xA5 for one in range(256))
 
 _Machine = TypeVar("_Machine", bound="FakeMachine")
 
@@ -45,7 +52,8 @@ class FakeMachine:
         text: Range | None = None,
     ) -> None:
         self.directory = directory
-        self.root = Root(directory)
+        self.root = Root(directory, self.pause)
+        self.paused = 0
         self.reservation = reservation
         self.low_reservation = low_reservation
         self.page_offset = page_offset
@@ -53,11 +61,15 @@ class FakeMachine:
         self.possible = possible
         self._resources = [(one, "System RAM") for one in sorted(ram)]
         self._cpus: set[int] = set()
+        self.symbols: dict[str, int] = {}  # physical addresses of variables
+        self.cma: tuple[Range, ...] = ()
+        self.sme_mask = 0
         self.text = text or self._place_text()
         self.vmcoreinfo = self.text.end + 1
         self._kcore = KcoreFile(self._file("proc/kcore"))
         self._write_fixed(block_size)
         self._write_memory_files()
+        self.encrypt(0)
         for number in cpus:
             self.hot_add_cpu(number)
 
@@ -123,6 +135,46 @@ class FakeMachine:
         self._resources = left
         self._write_memory_files()
 
+    def reserve_cma(self, *ranges: Range, shown: str = "sysfs") -> None:
+        """Be booted with ``crashkernel=...,cma``: ordinary RAM to ``/proc/iomem``.
+
+        kernel/crash_reserve.c, reserve_crashkernel_cma: at most four ranges.
+
+        Args:
+            ranges: what was reserved.
+            shown: where: in ``sysfs`` (kernel/kexec_core.c, crash_cma_ranges_show), in
+                ``memory`` (6.17 to 6.19 have no file), or ``hidden`` (nor symbols' addresses).
+        """
+        self.cma = ranges
+        size = sum(one.size for one in ranges)
+        self._write("proc/cmdline", f"ro crashkernel=256M crashkernel={size // MIB}M,cma\n")
+        if shown == "sysfs":
+            lines = "".join(f"{one.start:08x}-{one.end:08x}\n" for one in ranges)
+            self._write("sys/kernel/kexec/crash_cma_ranges", lines)
+            return
+        self.set_cma_variables(len(ranges), [(one.start, one.end) for one in ranges])
+        self.show_symbol("crashk_cma_cnt", self.text.start + _CMA_COUNT)
+        self.show_symbol("crashk_cma_ranges", self.text.start + _CMA_RANGES)
+        if shown == "hidden":
+            self.hide_symbols()
+
+    def set_cma_variables(self, count: int, pairs: Sequence[tuple[int, int]]) -> None:
+        """crashk_cma_cnt and crashk_cma_ranges, an array of four."""
+        packed = b"".join(struct.pack("<QQ", *one) for one in pairs)
+        self.write_memory(self.text.start + _CMA_COUNT, struct.pack("<i", count))
+        self.write_memory(self.text.start + _CMA_RANGES, packed.ljust(4 * 16, b"\0"))
+
+    def show_symbol(self, name: str, address: int) -> None:
+        """List ``name``, which lies at physical ``address`` in the kernel image."""
+        self.symbols[name] = address
+        base = fake_files.TEXT_MAP + fake_files.TEXT_KASLR - self.text.start
+        shown = {name: base + address for name, address in self.symbols.items()}
+        self._write("proc/kallsyms", fake_files.kallsyms(shown))
+
+    def hide_symbols(self) -> None:
+        """kptr_restrict, or no CAP_SYSLOG: the names are there, each at 0 (kernel/kallsyms.c)."""
+        self._write("proc/kallsyms", fake_files.kallsyms(dict.fromkeys(self.symbols, 0)))
+
     def hot_add_cpu(self, number: int, registered: bool = True) -> None:
         if not 0 <= number < self.possible or number in self._cpus:
             raise ValueError(f"cpu {number} cannot be added")
@@ -141,6 +193,10 @@ class FakeMachine:
         self._write(f"{_CPUS}/present", fake_files.cpu_list(self._cpus))
         shutil.rmtree(self._file(f"{_CPUS}/cpu{number}"), ignore_errors=True)
 
+    def pause(self, seconds: float) -> None:
+        """Let the reader wait; what the kernel is at goes on meanwhile."""
+        self.paused += 1
+
     # --- physical memory ---------------------------------------------------------------
 
     def read_memory(self, address: int, size: int) -> bytes:
@@ -150,6 +206,26 @@ class FakeMachine:
     def write_memory(self, address: int, data: bytes) -> None:
         self._check_mapped(address, len(data))
         self._kcore.write(address, data)
+
+    def encrypt(self, sme_mask: int = 1 << 47) -> None:
+        """Be booted with ``mem_encrypt=on``; 0 for without."""
+        self.sme_mask = sme_mask
+        note = fake_files.vmcoreinfo(sme_mask)
+        self.write_memory(self.vmcoreinfo, note.ljust(VMCOREINFO_SIZE, b"\0"))
+
+    def write_image(self, address: int, data: bytes) -> None:
+        """Write what an image is made of.
+
+        With SME it is written through a mapping without the C-bit, which has it again
+        afterwards (kernel/kexec_core.c, kimage_load_crash_segment; arch/x86/kernel/
+        machine_kexec_64.c, arch_kexec_post_alloc_pages): kcore shows noise.
+        """
+        self.write_memory(address, data.translate(_NOISE) if self.sme_mask else data)
+
+    def read_image(self, address: int, size: int) -> bytes:
+        """What the crash kernel, which boots without encryption, finds there."""
+        data = self.read_memory(address, size)
+        return data.translate(_NOISE) if self.sme_mask else data
 
     def _check_mapped(self, address: int, size: int) -> None:
         if not any(one.start <= address and address + size - 1 <= one.end for one in self.ram):

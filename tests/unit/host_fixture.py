@@ -258,13 +258,23 @@ class FakeHost:
 
     def command_line(self) -> str:
         """What the purgatory hands over: by the block's boot_params and their cmd_line_ptr."""
-        end = self.kernel.reservation.end + 1
-        (params,) = struct.unpack("<Q", self.kernel.read_memory(end - PAGE + 48, 8))
+        params = self._boot_params()
         low, high = (
             struct.unpack("<I", self.kernel.read_memory(params + at, 4))[0] for at in (0x228, 0xC8)
         )
         line = self.kernel.read_memory(high << 32 | low, PAGE)
         return line[: line.index(b"\0")].decode()
+
+    def capture_ram(self) -> tuple[Range, ...]:
+        """What the crash kernel takes for its RAM: by e820_table in the same boot_params."""
+        params = self.kernel.read_memory(self._boot_params(), PAGE)
+        entries = struct.iter_unpack("<QQI", params[0x2D0 : 0x2D0 + 20 * params[0x1E8]])
+        return merge(Range(start, start + size - 1) for start, size, kind in entries if kind == 1)
+
+    def _boot_params(self) -> int:
+        """Their address, which the parameter block has."""
+        end = self.kernel.reservation.end + 1
+        return int(struct.unpack("<Q", self.kernel.read_memory(end - PAGE + 48, 8))[0])
 
     def live_header(self) -> int:
         """Where the crash kernel would look: elfcorehdr= on its command line."""
@@ -275,7 +285,12 @@ class FakeHost:
     def machine_ram(self) -> tuple[Range, ...]:
         """What a vmcore must hold, from the fake's own books."""
         low = self.kernel.low_reservation
-        holes = [Range(0, MIB - 1), self.kernel.reservation, *([low] if low else [])]
+        holes = [
+            Range(0, MIB - 1),
+            self.kernel.reservation,
+            *([low] if low else []),
+            *self.kernel.cma,
+        ]
         return merge(fake_files.without(self.kernel.ram, holes))
 
     def problem(self, *, exact: bool = True) -> str | None:

@@ -89,7 +89,7 @@ def root(tmp_path: Path) -> Root:
         "ffffffff81000000 T _text\nffffffff81000010 D not_kexec_crash_image_x\n"
         f"{POINTER:x} B kexec_crash_image\nffffffffc0000000 t late\t[module]\n"
     )
-    return Root(tmp_path)
+    return Root(tmp_path, pause=lambda seconds: None)
 
 
 def memory(parts: dict[int, bytes], kimage_bytes: bytes) -> Memory:

@@ -99,6 +99,10 @@ _HURRY = "[update]\nmax_disarmed_percent = 10\n"
 
 _CPU = MachineOptions().cpu
 
+# 2 GiB lie below 4 GiB; the kernel takes the memory from what lies above.
+_CMA = MachineOptions(memory=3 * GIB, kernel_arguments=("crashkernel=128M,cma",))
+_HAS_CMA = "[ -s /sys/kernel/kexec/crash_cma_ranges ]"
+
 ROWS = (
     Row("hotplug and crash", BULLSEYE, scenarios.follow_hotplug, in_test=True),
     Row("CPU removal", BULLSEYE, scenarios.remove_cpu),
@@ -235,6 +239,24 @@ ROWS = (
         scenarios_shape.follow_dax_memory_with_kernel,
         _DAX,
         shape="[ -e /sys/bus/dax/devices/dax0.0 ]",
+    ),
+    Row(
+        "crashkernel=,cma",
+        SID,
+        scenarios_shape.follow_hotplug_with_cma,
+        _CMA,
+        shape=_HAS_CMA,
+        starts=False,
+    ),
+    Row(
+        "cma, no kexec_load",
+        SID,
+        scenarios_shape.follow_hotplug_with_cma_by_file,
+        _CMA,
+        shape=_HAS_CMA,
+        config=_HURRY,
+        drop_in=_NO_KEXEC_LOAD,
+        starts=False,
     ),
     Row(
         "crashkernel shrunk",

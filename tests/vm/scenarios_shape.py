@@ -7,15 +7,18 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from tests.vm.rig import GIB, MIB, Dimm, Journal, Machine
+from tests.vm.rig import GIB, MIB, Dimm, Journal, Machine, expected_ram
+from tests.vm.rig.oracles import cma_ranges
 from tests.vm.scenarios import (
     KEXEC_FILE_LOAD,
     Shown,
     audit,
     blocks,
+    cma,
     crash_is_complete,
     follow_hotplug,
     follow_hotplug_with_kernel,
+    ram_in_loaded_header,
     settle,
     shown,
     wait_until_complete,
@@ -47,6 +50,37 @@ def follow_hotplug_above_4g(vm: Machine) -> Shown:
 def follow_hotplug_on_node_1(vm: Machine) -> Shown:
     """As follow_hotplug, with DIMMs of the second NUMA node."""
     return follow_hotplug(vm, node=1)
+
+
+def follow_hotplug_with_cma(vm: Machine, rung: str = "delta") -> Shown:
+    """The crash kernel has more RAM by crashkernel=...,cma, which no header lists.
+
+    An image that the kernel made is complete and stays; then as follow_hotplug_with_kernel,
+    and the crash kernel has had that memory. The unit is not started at boot.
+    """
+    (memory,) = cma_ranges(cma(vm))
+    vm.guest.run(KEXEC_FILE_LOAD)
+    first = vm.hot_add_dimm(128 * MIB)
+    vm.wait_for_memory(first)
+    wait_until_complete(vm)
+    expected = expected_ram(vm.guest.read("/proc/iomem"), cma(vm))
+    assert ram_in_loaded_header(vm) == expected
+    vm.guest.run("systemctl start kdumphpd", timeout=300)
+    found = audit(vm)
+    assert (found["verdict"], found["managed_by"]) == ("complete", "kdumphpd"), found
+    assert ram_in_loaded_header(vm) == expected
+    vm.guest.run("systemctl restart kdumphpd", timeout=300)
+    assert len(Journal(vm.guest).records("adopted")) == 1, "built again, it is the same image"
+    seen = follow_hotplug_with_kernel(vm, rung)
+    start, end = memory
+    usable = f"BIOS-e820: .*0x0*{start:x}-0x0*{end:x}\\]"
+    assert re.search(usable, vm.console.text()), usable
+    return seen
+
+
+def follow_hotplug_with_cma_by_file(vm: Machine) -> Shown:
+    """As follow_hotplug_with_cma, by kexec_file_load(2)."""
+    return follow_hotplug_with_cma(vm, "file")
 
 
 def follow_virtio_mem(vm: Machine) -> Shown:

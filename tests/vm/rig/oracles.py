@@ -29,13 +29,17 @@ _PRSTATUS_IP = 112 + 16 * 8
 _IOMEM_LINE = re.compile(r"^(?P<indent> *)(?P<start>[0-9a-f]+)-(?P<end>[0-9a-f]+) : (?P<name>.*)$")
 
 
-def expected_ram(iomem: str) -> list[tuple[int, int]]:
+def expected_ram(iomem: str, cma: str = "") -> list[tuple[int, int]]:
     """RAM that a vmcore must hold, from the text of /proc/iomem just before the crash.
 
     All of System RAM but for the first MiB, the crash kernel's own reservations and
     the GART aperture.
+
+    Args:
+        iomem: the text.
+        cma: that of /sys/kernel/kexec/crash_cma_ranges: RAM that is reserved too.
     """
-    ram, holes = [], [LOW_MEMORY]
+    ram, holes = [], [LOW_MEMORY, *cma_ranges(cma)]
     for line in iomem.splitlines():
         match = _IOMEM_LINE.match(line)
         if match is None:
@@ -49,6 +53,12 @@ def expected_ram(iomem: str) -> list[tuple[int, int]]:
     if not any(end for _, end in ram):
         raise ValueError("no RAM in /proc/iomem: it was read without CAP_SYS_ADMIN")
     return _normal(ram, holes)
+
+
+def cma_ranges(text: str) -> list[tuple[int, int]]:
+    """The ranges of /sys/kernel/kexec/crash_cma_ranges."""
+    pairs = (line.split("-") for line in text.splitlines())
+    return [(int(start, 16), int(end, 16)) for start, end in pairs]
 
 
 def ram_in_vmcore(header: Path) -> list[tuple[int, int]]:
