@@ -3,9 +3,11 @@
 Written from ``kernel/kexec_file.c``, ``kernel/crash_core.c`` and ``arch/x86/kernel/crash.c`` as of
 Linux 6.12, and from what was measured there.
 
-* ``kexec_file_load`` frees the loaded image first and looks at the files then. ``accepts_files``
-  says what it thinks of the kernel's signature: 0 or the errno. Its images look as the kernel
-  makes them: the header in the first pages, boot_params and purgatory in the last.
+* ``kexec_file_load`` frees the loaded image first and looks at the files then: at the format
+  (a unified kernel image is ENOEXEC, unless ``takes_unified``), then at the signature.
+  ``accepts_files`` says what it thinks of that: 0 or the errno, or a function of the file's
+  content. ``handed`` has each call's kind and the kernel file that it was given. Its images look as
+  the kernel makes them: the header in the first pages, boot_params and purgatory in the last.
 * Images of kexec_file_load, and of kexec_load with flag 0x8 (unless ``knows_flag`` is False), are
   updated at hotplug. After a removal of memory **the removed range stays in the header**:
   MEM_OFFLINE comes before ``release_mem_region_adjustable()``.
@@ -20,7 +22,7 @@ import errno
 import hashlib
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,9 @@ class CrashHotplugKernel(FakeKernel):
     def __init__(self, directory: Path, *arguments: Any, **options: Any) -> None:
         self.updated: list[str] = []
         self.file_calls: list[tuple[str, int]] = []
-        self.accepts_files = 0
+        self.handed: list[tuple[str, bytes]] = []
+        self.accepts_files: int | Callable[[bytes], int] = 0
+        self.takes_unified = False
         self._elfcorehdr: Place | None = None  # where the kernel may write; None: it may not
         self._all_cpus = False  # the header has a note of every possible CPU
         self._dropped = 0
@@ -167,19 +171,20 @@ class CrashHotplugKernel(FakeKernel):
         self._permit("kexec_file_load", flags)
         crash = bool(flags & FILE_ON_CRASH)
         injected = self._failures.pop(0) if crash and self._failures else (0, True)
-        if injected[0] and injected[1]:
-            raise OSError(injected[0], os.strerror(injected[0]))
+        _raise_if(injected[0] if injected[1] else 0)
         if crash:
             self.unload()
+        # kimage_file_prepare_segments, kernel/kexec_file.c: read, probe, signature, initrd.
         kernel = _content(kernel_fd)
-        if self.accepts_files or kernel[0x202:0x206] != b"HdrS":
-            code = self.accepts_files or errno.ENOEXEC
-            raise OSError(code, os.strerror(code))
+        self.handed.append(("crash" if crash else "reboot", kernel))
+        if not (self.takes_unified and kernel[:2] == b"MZ"):
+            _raise_if(fake_kexec.probe_errno(kernel))
+        accepts = self.accepts_files
+        _raise_if(accepts(kernel) if callable(accepts) else accepts)
         initrd = _content(initrd_fd)
         if not crash:
             raise AssertionError("nobody means to reboot")
-        if injected[0]:
-            raise OSError(injected[0], os.strerror(injected[0]))
+        _raise_if(injected[0])
         self._place_files(kernel, initrd, command_line)
         self._set_loaded(True)
 
@@ -225,7 +230,11 @@ class CrashHotplugKernel(FakeKernel):
             self._write(name, f"{int(self.keeps and not self._contended)}\n")
 
 
+def _raise_if(code: int) -> None:
+    if code:
+        raise OSError(code, os.strerror(code))
+
+
 def _content(fd: int) -> bytes:
-    if fd == _NO_FILE:
-        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    _raise_if(errno.EBADF if fd == _NO_FILE else 0)
     return os.pread(fd, os.fstat(fd).st_size, 0)
