@@ -4,7 +4,8 @@ The kernel drops the loaded image before it looks at the files (kernel/kexec_fil
 SYSCALL_DEFINE5(kexec_file_load)): a kernel whose signature it does not accept would leave
 the host without a crash kernel. So everything that can be checked is checked first, the
 signature by asking the kernel about the same file without meaning the crash image
-(`kdumphpd.load.file_kernel`).
+(`kdumphpd.load.file_kernel`), the room by looking for it as the kernel does
+(`kdumphpd.load.file_placement`).
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from kdumphpd.header.elf import EHDR
 from kdumphpd.image.boot_params import check_command_line
 from kdumphpd.image.layout import page_up
 from kdumphpd.image.plan import complete_command_line
-from kdumphpd.load import remembered
+from kdumphpd.load import file_needs, file_placement, remembered
 from kdumphpd.load.file_kernel import KernelFile, refusal_of
+from kdumphpd.load.file_placement import Misfit
 from kdumphpd.load.loader import HostLoader, Loaded
 from kdumphpd.load.remembered import Remembered
 from kdumphpd.load.syscalls import KEXEC_FILE_ON_CRASH
@@ -30,11 +32,7 @@ from kdumphpd.machine import reservation as reservations
 from kdumphpd.machine.files import Root
 from kdumphpd.machine.kcore import PhysicalMemory
 from kdumphpd.machine.ranges import Range
-from kdumphpd.machine.snapshot import Machine, MachineReader
-
-#: "elfcorehdr=0x" and 16 digits and a space: MAX_ELFCOREHDR_STR_LEN,
-#: arch/x86/kernel/kexec-bzimage64.c.
-_ELFCOREHDR_ARGUMENT = 30
+from kdumphpd.machine.snapshot import Machine, MachineReader, total_ram
 
 
 class FileLoader(HostLoader):
@@ -55,16 +53,21 @@ class FileLoader(HostLoader):
             raise PermissionMissingError(
                 "loading a crash kernel needs CAP_SYS_BOOT", "run kdumphpd as root"
             )
-        command_line = self._checked_command_line()
+        armed = reservations.crash_loaded(self._root)
+        command_line = self._command_line()
+        misfit = self._misfit(machine, command_line)
+        if misfit and armed:
+            raise MachineError(f"not loading: {misfit.problem}", misfit.remedy)
         digest = self.image_digest()  # has the files read, and opened anew if they were replaced
-        with self._kernel_file.chosen(armed=reservations.crash_loaded(self._root)) as kernel:
+        with self._kernel_file.chosen(armed=armed) as kernel:
             initrd = self._source.files()[1].fd
             try:
                 usec = kernel.usec + self._kernel.kexec_file_load(
                     kernel.fd, initrd, command_line, KEXEC_FILE_ON_CRASH
                 )
             except OSError as error:
-                raise refusal_of(error) from error
+                # With nothing to lose it was tried, and the kernel itself says whether it fits.
+                raise refusal_of(error, misfit) from error
         live_at = self._clock()
         if not reservations.crash_loaded(self._root):
             raise LoadError("after the load, the kernel says that nothing is loaded")
@@ -84,26 +87,20 @@ class FileLoader(HostLoader):
     def _command_line(self) -> bytes:
         return complete_command_line(self._source.spec.command_line, None).encode()
 
-    def _checked_command_line(self) -> bytes:
-        """The command line, and all that the kernel would refuse too late checked.
+    def _misfit(self, machine: Machine, command_line: bytes) -> Misfit | None:
+        """Why the kernel would find no place for it all; all else that it checks is checked.
 
         Raises:
             ImageError: the files or the command line cannot be used.
-            MachineError: they do not fit into the reservation.
+            MachineError: the running kernel does not say what is needed.
         """
-        command_line = self._command_line()
-        parsed = self._source.kernel(self._reader)
-        check_command_line(parsed, b" " * _ELFCOREHDR_ARGUMENT + command_line)
+        kernel = self._source.kernel(self._reader)
+        check_command_line(kernel, b" " * file_needs.ELFCOREHDR_ARGUMENT + command_line)
+        resources = self._reader.resources()
+        place = reservations.find(self._root, resources).main
         initrd = self._source.files()[1].size()
-        header = reservations.elfcorehdr_size(self._root)
-        needed = sum(map(page_up, (parsed.memory_size, initrd, header)))
-        place = self._reservation()
-        if needed > place.size:
-            raise MachineError(
-                f"kernel and initrd need {needed} bytes, the reservation {place} has {place.size}",
-                f"boot with crashkernel={-(-needed >> 20) + 128}M",
-            )
-        return command_line
+        needs = file_needs.read(self._root, resources, machine, kernel, initrd, command_line)
+        return file_placement.misfit(place, needs, total_ram(self._root))
 
     def _read_back(self, command_line: bytes) -> FoundHeader:
         with PhysicalMemory(self._root) as memory:

@@ -27,6 +27,7 @@ from kdumphpd.image.files import ImageFile
 from kdumphpd.image.source import ImageSource
 from kdumphpd.load import probe
 from kdumphpd.load.buffers import LockedBuffer
+from kdumphpd.load.file_placement import Misfit
 from kdumphpd.load.loader import NotDoneError
 from kdumphpd.load.syscalls import Kernel
 from kdumphpd.machine.files import Root
@@ -157,11 +158,22 @@ class KernelFile:
         raise NotDoneError("the kernel loaded an image without an initrd for a reboot")
 
 
-def refusal_of(error: OSError) -> LoadError:
-    """The kernel's refusal of a file load, with what it means."""
+#: What it means if the reservation has no room (`kdumphpd.load.file_placement`).
+_NO_ROOM = (errno.ENOMEM, errno.EADDRNOTAVAIL, errno.EINVAL)
+
+
+def refusal_of(error: OSError, misfit: Misfit | None = None) -> LoadError:
+    """The kernel's refusal of a file load, with what it means.
+
+    Args:
+        error: of the system call.
+        misfit: why no room was expected for it; None if it was.
+    """
     number = error.errno or 0
     name = errno.errorcode.get(number, str(number))
     meaning = _MEANINGS.get(number, "")
+    if misfit and number in _NO_ROOM:
+        meaning = f"{misfit.problem}; {misfit.remedy}"
     return LoadError(f"kexec_file_load: {name} ({error.strerror})", meaning, number)
 
 

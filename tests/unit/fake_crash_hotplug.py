@@ -6,8 +6,9 @@ Linux 6.12, and from what was measured there.
 * ``kexec_file_load`` frees the loaded image first and looks at the files then: at the format
   (a unified kernel image is ENOEXEC, unless ``takes_unified``), then at the signature.
   ``accepts_files`` says what it thinks of that: 0 or the errno, or a function of the file's
-  content. ``handed`` has each call's kind and the kernel file that it was given. Its images look as
-  the kernel makes them: the header in the first pages, boot_params and purgatory in the last.
+  content. ``handed`` has each call's kind and the kernel file that it was given. What it loads is
+  placed as the kernel does it (``file_places``), in one of the ``ways`` of different kernels;
+  what finds no place fails, with nothing loaded.
 * Images of kexec_file_load, and of kexec_load with flag 0x8 (unless ``knows_flag`` is False), are
   updated at hotplug. After a removal of memory **the removed range stays in the header**:
   MEM_OFFLINE comes before ``release_mem_region_adjustable()``.
@@ -23,11 +24,13 @@ import hashlib
 import os
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kdumphpd.machine.ranges import Range
 from tests.unit import fake_files, fake_kexec
+from tests.unit.fake_file_load import Ways, add_buffers, load_errno, searches
 from tests.unit.fake_kernel import MIB, FakeKernel, SegmentLike
 from tests.unit.fake_kexec import FILE_ON_CRASH, HOTPLUG_SUPPORT, KNOWN_FLAGS, PAGE, Place
 
@@ -36,6 +39,7 @@ _HEADER_SIZE = "sys/kernel/crash_elfcorehdr_size"
 #: CONFIG_NR_CPUS_DEFAULT 64 (Debian has 8192, too much for a small reservation) and
 #: CONFIG_CRASH_MAX_MEMORY_RANGES, without the ELF header.
 _ELFCOREHDR_SIZE = (2 + 64 + 8192) * 56
+_KEYS = "sys/kernel/config/crash_dm_crypt_keys/count"
 _NO_FILE = -1
 
 
@@ -50,6 +54,8 @@ class CrashHotplugKernel(FakeKernel):
         self.handed: list[tuple[str, bytes]] = []
         self.accepts_files: int | Callable[[bytes], int] = 0
         self.takes_unified = False
+        self.ways = Ways()
+        self.file_places: dict[str, Place] = {}
         self._elfcorehdr: Place | None = None  # where the kernel may write; None: it may not
         self._all_cpus = False  # the header has a note of every possible CPU
         self._dropped = 0
@@ -189,32 +195,39 @@ class CrashHotplugKernel(FakeKernel):
         self._set_loaded(True)
 
     def _place_files(self, kernel: bytes, initrd: bytes, command_line: bytes) -> None:
-        """The order of bzImage64_load: header bottom up, the rest top down."""
-        first = self.reservation.start
-        size = -(-(_ELFCOREHDR_SIZE + 64) // PAGE) * PAGE
-        self._elfcorehdr = Place("elfcorehdr", first, size, size)
-        self.write_memory(first, self._kernel_header())
+        """The order of bzImage64_load; EADDRNOTAVAIL, EINVAL or ENOMEM without a place.
+
+        The image that was loaded has been freed by then (kexec_file_load,
+        kimage_file_alloc_init in kernel/kexec_file.c).
+        """
+        kernel = kernel[max(kernel.find(b"HdrS") - 0x202, 0) :]  # of a unified kernel image
+        size = _ELFCOREHDR_SIZE + 64
+        keys = self._file(_KEYS)
+        ways = replace(self.ways, keys=int(keys.read_text()) if keys.exists() else 0)
+        buffers = searches(kernel, len(initrd), command_line, size, ways)
         tables = fake_kexec.page_tables(self.ram, self.gbpages)
-        pages = fake_kexec.control_pages([self._elfcorehdr], self.reservation, tables)
-        assert pages is not None
-        for page in pages:
+        _raise_if(load_errno(self.reservation, buffers, ways, self.total_ram_pages, tables))
+        places = {one.name: one for one in add_buffers(self.reservation, buffers, ways)}
+        pages = fake_kexec.control_pages(list(places.values()), self.reservation, tables)
+        for page in pages or ():
             self.write_memory(page, b"\xcc" * PAGE)
-        text = b"elfcorehdr=0x%x " % first + command_line + b"\0"
-        # locate_mem_hole_top_down takes the last byte's address for the end.
-        top = self.reservation.end // PAGE * PAGE
-        digest = b"".join(hashlib.sha256(one).digest() for one in (kernel, initrd, text))
-        params = bytearray(2 * PAGE)
-        params[0x202:0x206] = b"HdrS"
-        struct.pack_into("<I", params, 0x228, top - 5 * PAGE)
-        params[PAGE : PAGE + len(text)] = text
-        places = ((digest * 8, 4 * PAGE), (bytes(params), 2 * PAGE))
-        for content, room in places:
-            top -= room
-            self.write_memory(top, content.ljust(room, b"\0"))
-        for content in (kernel, initrd):
-            top = (top - len(content)) // PAGE * PAGE
-            self.write_memory(top, content)
-        self.entry = self.reservation.end + 1 - 4 * PAGE
+        self.file_places = places
+        self._elfcorehdr = places["elfcorehdr"]
+        params = places["boot_params"]
+        text = b"elfcorehdr=0x%x " % self._elfcorehdr.mem + command_line + b"\0"
+        page = bytearray(PAGE)
+        page[0x202:0x206] = b"HdrS"
+        struct.pack_into("<I", page, 0x228, params.mem + PAGE)
+        contents = {
+            "elfcorehdr": self._kernel_header(),
+            "purgatory": hashlib.sha256(kernel + initrd + text).digest() * 8,
+            "boot_params": bytes(page) + text,
+            "kernel": kernel[((kernel[0x1F1] or 4) + 1) * 512 :],
+            "initrd": initrd,
+        }
+        for name, content in contents.items():
+            self.write_memory(places[name].mem, content)
+        self.entry = places["purgatory"].mem
         self._all_cpus = True
 
     def foreign_load(self, style: str = "kexec_load") -> Any:
