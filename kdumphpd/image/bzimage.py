@@ -60,6 +60,7 @@ class BzImage:
         payload_length: its size.
         offset: the protected-mode part in the file.
         size: its size; a signature may follow.
+        file_size: all of the file, with what follows.
     """
 
     setup_header: bytes
@@ -75,6 +76,7 @@ class BzImage:
     payload_length: int
     offset: int
     size: int
+    file_size: int
 
     @property
     def memory_size(self) -> int:
@@ -105,9 +107,9 @@ def parse(image: Buffer, name: str = "kernel", *, five_level_paging: bool = Fals
         )
     if len(head) < SETUP_HEADER_LIMIT:
         raise _truncated(name, len(head), SETUP_HEADER_LIMIT)
-    kernel = _unpack(head, protocol)
+    kernel = _unpack(head, protocol, len(image))
     _check_flags(kernel, head, name, five_level_paging)
-    _check_sizes(kernel, len(image), name)
+    _check_sizes(kernel, name)
     return kernel
 
 
@@ -125,7 +127,7 @@ def _check_magic(head: bytes, name: str) -> None:
     raise ImageError(f"{name} {found}", "name the vmlinuz file that the boot loader uses")
 
 
-def _unpack(head: bytes, protocol: int) -> BzImage:
+def _unpack(head: bytes, protocol: int, file_size: int) -> BzImage:
     setup_sects = head[0x1F1] or 4  # 0 means 4, says boot.rst
     # The header's end: the jump instruction at 0x200 goes there.
     end = min(0x202 + head[0x201], SETUP_HEADER_LIMIT)
@@ -143,6 +145,7 @@ def _unpack(head: bytes, protocol: int) -> BzImage:
         payload_length=_u32(head, 0x24C),
         offset=(setup_sects + 1) * SECTOR_SIZE,
         size=_u32(head, 0x1F4) * 16,  # syssize counts paragraphs
+        file_size=file_size,
     )
 
 
@@ -167,10 +170,10 @@ def _check_flags(kernel: BzImage, head: bytes, name: str, five_level_paging: boo
         )
 
 
-def _check_sizes(kernel: BzImage, file_size: int, name: str) -> None:
+def _check_sizes(kernel: BzImage, name: str) -> None:
     needed = kernel.offset + kernel.size
-    if file_size < needed:
-        raise _truncated(name, file_size, needed)
+    if kernel.file_size < needed:
+        raise _truncated(name, kernel.file_size, needed)
     alignment = kernel.kernel_alignment
     plausible = (
         kernel.size > ENTRY_64BIT

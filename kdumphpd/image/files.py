@@ -84,6 +84,11 @@ class ImageFile:
             assert self._digest is not None  # read() has just set it
             return self._digest
 
+    @property
+    def digest_as_read(self) -> bytes | None:
+        """`digest` of the last `read`, without reading again; None before the first."""
+        return self._digest
+
     def close(self) -> None:
         """Let go of the file."""
         os.close(self.fd)

@@ -158,7 +158,7 @@ def plan(
         raise MachineError(
             f"the crash kernel's reservation {reservation} is {_mib(reservation.size)} MiB and "
             f"the image needs {_mib(reservation.size + missing)} MiB to lie in it",
-            f"boot with crashkernel={_advice(reservation.size + missing)}M",
+            f"boot with crashkernel={advised_mib(reservation.size + missing)}M",
         )
     return Layout(reservation, pad, elfcorehdr, image, initrd, boot_params, purgatory)
 
@@ -171,6 +171,6 @@ def _mib(size: int) -> int:
     return -(-size // _MIB)
 
 
-def _advice(size: int) -> int:
+def advised_mib(size: int) -> int:
     """MiB for crashkernel=: the image and memory to work in, a multiple of 64."""
     return -(-(size + _WORKING_MEMORY) // (64 * _MIB)) * 64

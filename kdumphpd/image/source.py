@@ -124,6 +124,16 @@ class ImageSource:
             start = _kernel_offset(view, kernel) + parsed.offset
             return LockedBuffer.of(view[start : start + parsed.size])
 
+    def kernel_inside(self) -> LockedBuffer | None:
+        """The kernel that a unified kernel image carries; None if the file is the kernel."""
+        kernel = self.files()[0]
+        with kernel.read() as whole, whole.view() as view:
+            place = uki.linux_section(view, f"kernel {kernel.path}")
+            if place is None:
+                return None
+            with view[place.start : place.end + 1] as inside:
+                return LockedBuffer.of(inside)
+
     def close(self) -> None:
         """Let go of the files; the next use opens what the paths name then."""
         for one in (self._kernel, self._initrd):

@@ -3,12 +3,14 @@
 The kernel drops the loaded image before it looks at the files (kernel/kexec_file.c,
 SYSCALL_DEFINE5(kexec_file_load)): a kernel whose signature it does not accept would leave
 the host without a crash kernel. So everything that can be checked is checked first, the
-signature by asking the kernel about the same file without meaning the crash image.
+signature by asking the kernel about the same file without meaning the crash image
+(`kdumphpd.load.file_kernel`), the room by looking for it as the kernel does
+(`kdumphpd.load.file_placement`).
 """
 
 from __future__ import annotations
 
-import errno
+import functools
 import hashlib
 
 from kdumphpd.audit import read_back
@@ -20,39 +22,25 @@ from kdumphpd.header.elf import EHDR
 from kdumphpd.image.boot_params import check_command_line
 from kdumphpd.image.layout import page_up
 from kdumphpd.image.plan import complete_command_line
-from kdumphpd.load import probe, remembered
-from kdumphpd.load.loader import HostLoader, Loaded, NotDoneError
+from kdumphpd.load import file_needs, file_placement, remembered
+from kdumphpd.load.file_kernel import KernelFile, refusal_of
+from kdumphpd.load.file_placement import Misfit
+from kdumphpd.load.loader import HostLoader, Loaded
 from kdumphpd.load.remembered import Remembered
 from kdumphpd.load.syscalls import KEXEC_FILE_ON_CRASH
 from kdumphpd.machine import reservation as reservations
 from kdumphpd.machine.files import Root
 from kdumphpd.machine.kcore import PhysicalMemory
 from kdumphpd.machine.ranges import Range
-from kdumphpd.machine.snapshot import Machine, MachineReader
-
-#: "elfcorehdr=0x" and 16 digits and a space: MAX_ELFCOREHDR_STR_LEN,
-#: arch/x86/kernel/kexec-bzimage64.c.
-_ELFCOREHDR_ARGUMENT = 30
-_NO_FILE = -1
-
-_MEANINGS = {
-    errno.EPERM: "the kernel is locked down and the file has no signature that it trusts",
-    errno.EACCES: "an IMA policy does not accept the file",
-    errno.ENOKEY: "no key that the kernel trusts has signed it",
-    errno.EKEYREJECTED: "the kernel does not trust its signature",
-    errno.ENODATA: "it is not signed",
-    errno.EBADMSG: "its signature is damaged",
-    errno.ENOEXEC: "it is no kernel that the running one can load",
-    errno.EBUSY: "another load is under way, try again",
-    errno.ENOMEM: "the reservation is too small for it, enlarge crashkernel=",
-    errno.EADDRNOTAVAIL: "the reservation is too small for it, enlarge crashkernel=",
-    errno.ETXTBSY: "it is being written",
-    errno.ENOSYS: "this kernel has no kexec_file_load(2) (CONFIG_KEXEC_FILE)",
-}
+from kdumphpd.machine.snapshot import Machine, MachineReader, total_ram
 
 
 class FileLoader(HostLoader):
     """Has the kernel load the configured files; arguments as `HostLoader`."""
+
+    @functools.cached_property
+    def _kernel_file(self) -> KernelFile:
+        return KernelFile(self._root, self._kernel, self._source, self._clock)
 
     def load(self, machine: Machine) -> Loaded:
         """Load, read back and remember.
@@ -65,14 +53,21 @@ class FileLoader(HostLoader):
             raise PermissionMissingError(
                 "loading a crash kernel needs CAP_SYS_BOOT", "run kdumphpd as root"
             )
-        command_line = self._checked_command_line()
+        armed = reservations.crash_loaded(self._root)
+        command_line = self._command_line()
+        misfit = self._misfit(machine, command_line)
+        if misfit and armed:
+            raise MachineError(f"not loading: {misfit.problem}", misfit.remedy)
         digest = self.image_digest()  # has the files read, and opened anew if they were replaced
-        kernel, initrd = (one.fd for one in self._source.files())
-        usec = self._ask(kernel) if reservations.crash_loaded(self._root) else 0
-        try:
-            usec += self._kernel.kexec_file_load(kernel, initrd, command_line, KEXEC_FILE_ON_CRASH)
-        except OSError as error:
-            raise _refusal(error) from error
+        with self._kernel_file.chosen(armed=armed) as kernel:
+            initrd = self._source.files()[1].fd
+            try:
+                usec = kernel.usec + self._kernel.kexec_file_load(
+                    kernel.fd, initrd, command_line, KEXEC_FILE_ON_CRASH
+                )
+            except OSError as error:
+                # With nothing to lose it was tried, and the kernel itself says whether it fits.
+                raise refusal_of(error, misfit) from error
         live_at = self._clock()
         if not reservations.crash_loaded(self._root):
             raise LoadError("after the load, the kernel says that nothing is loaded")
@@ -92,59 +87,20 @@ class FileLoader(HostLoader):
     def _command_line(self) -> bytes:
         return complete_command_line(self._source.spec.command_line, None).encode()
 
-    def _checked_command_line(self) -> bytes:
-        """The command line, and all that the kernel would refuse too late checked.
+    def _misfit(self, machine: Machine, command_line: bytes) -> Misfit | None:
+        """Why the kernel would find no place for it all; all else that it checks is checked.
 
         Raises:
             ImageError: the files or the command line cannot be used.
-            MachineError: they do not fit into the reservation.
+            MachineError: the running kernel does not say what is needed.
         """
-        command_line = self._command_line()
-        parsed = self._source.kernel(self._reader)
-        check_command_line(parsed, b" " * _ELFCOREHDR_ARGUMENT + command_line)
+        kernel = self._source.kernel(self._reader)
+        check_command_line(kernel, b" " * file_needs.ELFCOREHDR_ARGUMENT + command_line)
+        resources = self._reader.resources()
+        place = reservations.find(self._root, resources).main
         initrd = self._source.files()[1].size()
-        header = reservations.elfcorehdr_size(self._root)
-        needed = sum(map(page_up, (parsed.memory_size, initrd, header)))
-        place = self._reservation()
-        if needed > place.size:
-            raise MachineError(
-                f"kernel and initrd need {needed} bytes, the reservation {place} has {place.size}",
-                f"boot with crashkernel={-(-needed >> 20) + 128}M",
-            )
-        return command_line
-
-    def _ask(self, kernel_fd: int) -> int:
-        """Have the kernel read and check the file without touching what is loaded.
-
-        A load for a reboot (no KEXEC_FILE_ON_CRASH) whose initrd does not exist: the kernel is
-        read and its signature verified first (kimage_file_prepare_segments), then the
-        initrd is missed (EBADF), before anything takes the place of anything.
-
-        Returns:
-            Microseconds it took: the kexec lock is held meanwhile, and a panic dumps nothing.
-
-        Raises:
-            NotDoneError: the kernel would refuse, or cannot be asked.
-        """
-        if probe.limit(self._root, "reboot") is not None:
-            if probe.lockdown(self._root) == "none":
-                return 0
-            raise NotDoneError(
-                "whether the kernel accepts the file cannot be asked while"
-                " kernel.kexec_load_limit_reboot is set, and being refused would disarm"
-            )
-        began = self._clock()
-        try:
-            self._kernel.kexec_file_load(kernel_fd, _NO_FILE, b"", 0)
-        except OSError as error:
-            if error.errno == errno.EBADF:
-                return self._clock() - began
-            path = self._source.spec.kernel
-            refusal = _refusal(error)
-            if error.errno == errno.EBUSY:
-                raise refusal from error
-            raise NotDoneError(f"{path} is not accepted: {refusal}") from error
-        raise NotDoneError("the kernel loaded an image without an initrd for a reboot")
+        needs = file_needs.read(self._root, resources, machine, kernel, initrd, command_line)
+        return file_placement.misfit(place, needs, total_ram(self._root))
 
     def _read_back(self, command_line: bytes) -> FoundHeader:
         with PhysicalMemory(self._root) as memory:
@@ -181,10 +137,3 @@ def remember(
     except LoadError as error:
         return one, str(error)
     return one, ""
-
-
-def _refusal(error: OSError) -> LoadError:
-    number = error.errno or 0
-    name = errno.errorcode.get(number, str(number))
-    meaning = _MEANINGS.get(number, "")
-    return LoadError(f"kexec_file_load: {name} ({error.strerror})", meaning, number)

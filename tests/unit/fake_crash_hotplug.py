@@ -3,9 +3,12 @@
 Written from ``kernel/kexec_file.c``, ``kernel/crash_core.c`` and ``arch/x86/kernel/crash.c`` as of
 Linux 6.12, and from what was measured there.
 
-* ``kexec_file_load`` frees the loaded image first and looks at the files then. ``accepts_files``
-  says what it thinks of the kernel's signature: 0 or the errno. Its images look as the kernel
-  makes them: the header in the first pages, boot_params and purgatory in the last.
+* ``kexec_file_load`` frees the loaded image first and looks at the files then: at the format
+  (a unified kernel image is ENOEXEC, unless ``takes_unified``), then at the signature.
+  ``accepts_files`` says what it thinks of that: 0 or the errno, or a function of the file's
+  content. ``handed`` has each call's kind and the kernel file that it was given. What it loads is
+  placed as the kernel does it (``file_places``), in one of the ``ways`` of different kernels;
+  what finds no place fails, with nothing loaded.
 * Images of kexec_file_load, and of kexec_load with flag 0x8 (unless ``knows_flag`` is False), are
   updated at hotplug. After a removal of memory **the removed range stays in the header**:
   MEM_OFFLINE comes before ``release_mem_region_adjustable()``.
@@ -24,12 +27,14 @@ import errno
 import hashlib
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kdumphpd.machine.ranges import Range
 from tests.unit import fake_files, fake_kexec
+from tests.unit.fake_file_load import Ways, add_buffers, load_errno, searches
 from tests.unit.fake_kernel import MIB, FakeKernel, SegmentLike
 from tests.unit.fake_kexec import FILE_ON_CRASH, HOTPLUG_SUPPORT, KNOWN_FLAGS, PAGE, Place
 
@@ -38,6 +43,7 @@ _HEADER_SIZE = "sys/kernel/crash_elfcorehdr_size"
 #: CONFIG_NR_CPUS_DEFAULT 64 (Debian has 8192, too much for a small reservation) and
 #: CONFIG_CRASH_MAX_MEMORY_RANGES, without the ELF header.
 _ELFCOREHDR_SIZE = (2 + 64 + 8192) * 56
+_KEYS = "sys/kernel/config/crash_dm_crypt_keys/count"
 _NO_FILE = -1
 
 
@@ -49,7 +55,11 @@ class CrashHotplugKernel(FakeKernel):
     def __init__(self, directory: Path, *arguments: Any, **options: Any) -> None:
         self.updated: list[str] = []
         self.file_calls: list[tuple[str, int]] = []
-        self.accepts_files = 0
+        self.handed: list[tuple[str, bytes]] = []
+        self.accepts_files: int | Callable[[bytes], int] = 0
+        self.takes_unified = False
+        self.ways = Ways()
+        self.file_places: dict[str, Place] = {}
         self._elfcorehdr: Place | None = None  # where the kernel may write; None: it may not
         self._all_cpus = False  # the header has a note of every possible CPU
         self._dropped = 0
@@ -192,49 +202,57 @@ class CrashHotplugKernel(FakeKernel):
         self._permit("kexec_file_load", flags)
         crash = bool(flags & FILE_ON_CRASH)
         injected = self._failures.pop(0) if crash and self._failures else (0, True)
-        if injected[0] and injected[1]:
-            raise OSError(injected[0], os.strerror(injected[0]))
+        _raise_if(injected[0] if injected[1] else 0)
         if crash:
             self.unload()
+        # kimage_file_prepare_segments, kernel/kexec_file.c: read, probe, signature, initrd.
         kernel = _content(kernel_fd)
-        if self.accepts_files or kernel[0x202:0x206] != b"HdrS":
-            code = self.accepts_files or errno.ENOEXEC
-            raise OSError(code, os.strerror(code))
+        self.handed.append(("crash" if crash else "reboot", kernel))
+        if not (self.takes_unified and kernel[:2] == b"MZ"):
+            _raise_if(fake_kexec.probe_errno(kernel))
+        accepts = self.accepts_files
+        _raise_if(accepts(kernel) if callable(accepts) else accepts)
         initrd = _content(initrd_fd)
         if not crash:
             raise AssertionError("nobody means to reboot")
-        if injected[0]:
-            raise OSError(injected[0], os.strerror(injected[0]))
+        _raise_if(injected[0])
         self._place_files(kernel, initrd, command_line)
         self._set_loaded(True)
 
     def _place_files(self, kernel: bytes, initrd: bytes, command_line: bytes) -> None:
-        """The order of bzImage64_load: header bottom up, the rest top down."""
-        first = self.reservation.start
-        size = -(-(_ELFCOREHDR_SIZE + 64) // PAGE) * PAGE
-        self._elfcorehdr = Place("elfcorehdr", first, size, size)
-        self.write_image(first, self._kernel_header())
+        """The order of bzImage64_load; EADDRNOTAVAIL, EINVAL or ENOMEM without a place.
+
+        The image that was loaded has been freed by then (kexec_file_load,
+        kimage_file_alloc_init in kernel/kexec_file.c).
+        """
+        kernel = kernel[max(kernel.find(b"HdrS") - 0x202, 0) :]  # of a unified kernel image
+        size = _ELFCOREHDR_SIZE + 64
+        keys = self._file(_KEYS)
+        ways = replace(self.ways, keys=int(keys.read_text()) if keys.exists() else 0)
+        buffers = searches(kernel, len(initrd), command_line, size, ways)
         tables = fake_kexec.page_tables(self.ram, self.gbpages)
-        pages = fake_kexec.control_pages([self._elfcorehdr], self.reservation, tables)
-        assert pages is not None
-        for page in pages:
+        _raise_if(load_errno(self.reservation, buffers, ways, self.total_ram_pages, tables))
+        places = {one.name: one for one in add_buffers(self.reservation, buffers, ways)}
+        pages = fake_kexec.control_pages(list(places.values()), self.reservation, tables)
+        for page in pages or ():
             self.write_memory(page, b"\xcc" * PAGE)
-        text = b"elfcorehdr=0x%x " % first + command_line + b"\0"
-        # locate_mem_hole_top_down takes the last byte's address for the end.
-        top = self.reservation.end // PAGE * PAGE
-        digest = b"".join(hashlib.sha256(one).digest() for one in (kernel, initrd, text))
-        params = bytearray(2 * PAGE)
-        params[0x202:0x206] = b"HdrS"
-        struct.pack_into("<I", params, 0x228, top - 5 * PAGE)
-        params[PAGE : PAGE + len(text)] = text
-        places = ((digest * 8, 4 * PAGE), (bytes(params), 2 * PAGE))
-        for content, room in places:
-            top -= room
-            self.write_image(top, content.ljust(room, b"\0"))
-        for content in (kernel, initrd):
-            top = (top - len(content)) // PAGE * PAGE
-            self.write_image(top, content)
-        self.entry = self.reservation.end + 1 - 4 * PAGE
+        self.file_places = places
+        self._elfcorehdr = places["elfcorehdr"]
+        params = places["boot_params"]
+        text = b"elfcorehdr=0x%x " % self._elfcorehdr.mem + command_line + b"\0"
+        page = bytearray(PAGE)
+        page[0x202:0x206] = b"HdrS"
+        struct.pack_into("<I", page, 0x228, params.mem + PAGE)
+        contents = {
+            "elfcorehdr": self._kernel_header(),
+            "purgatory": hashlib.sha256(kernel + initrd + text).digest() * 8,
+            "boot_params": bytes(page) + text,
+            "kernel": kernel[((kernel[0x1F1] or 4) + 1) * 512 :],
+            "initrd": initrd,
+        }
+        for name, content in contents.items():
+            self.write_image(places[name].mem, content)
+        self.entry = places["purgatory"].mem
         self._all_cpus = True
 
     def foreign_load(self, style: str = "kexec_load") -> Any:
@@ -250,7 +268,11 @@ class CrashHotplugKernel(FakeKernel):
             self._write(name, f"{int(self.keeps and not self._contended)}\n")
 
 
+def _raise_if(code: int) -> None:
+    if code:
+        raise OSError(code, os.strerror(code))
+
+
 def _content(fd: int) -> bytes:
-    if fd == _NO_FILE:
-        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    _raise_if(errno.EBADF if fd == _NO_FILE else 0)
     return os.pread(fd, os.fstat(fd).st_size, 0)

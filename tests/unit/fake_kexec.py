@@ -53,6 +53,22 @@ def early_errno(nr_segments: int, flags: int, known_flags: int = KNOWN_FLAGS) ->
     return 0
 
 
+def probe_errno(kernel: bytes) -> int:
+    """bzImage64_probe (arch/x86/kernel/kexec-bzimage64.c), the only loader there is on x86.
+
+    It looks for a setup header at a fixed place and not for a PE header: a unified kernel
+    image is ENOEXEC. The cases that 5-level paging and 32-bit EFI add are left out.
+    """
+    if len(kernel) < 2 * 512 or kernel[0x202:0x206] != b"HdrS":
+        return errno.ENOEXEC
+    boot_flag, version, xloadflags = (
+        int.from_bytes(kernel[at : at + 2], "little") for at in (0x1FE, 0x206, 0x236)
+    )
+    if boot_flag != 0xAA55 or version < 0x020C or not kernel[0x211] & 1:
+        return errno.ENOEXEC
+    return 0 if xloadflags & 3 == 3 else errno.ENOEXEC
+
+
 def late_errno(
     entry: int, places: Sequence[Place], reservation: Range, total_ram_pages: int
 ) -> int:

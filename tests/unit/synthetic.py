@@ -1,4 +1,4 @@
-"""Inputs made to order: a bzImage that is whole but does nothing."""
+"""Inputs made to order: a bzImage that is whole but does nothing, a PE file around one."""
 
 from __future__ import annotations
 
@@ -51,3 +51,22 @@ class SyntheticBzImage:
         setup = ((self.setup_sects or 4) + 1) * 512
         filler = bytes(range(256)) * (self.syssize * 16 // 256 + 1)
         return self.header().ljust(setup, b"\0") + filler[: self.syssize * 16] + self.trailing
+
+
+def pe(
+    sections: list[tuple[bytes, bytes]], *, align: int = 512, optional: int = 240, dos: int = 0x80
+) -> bytes:
+    """A PE file with these sections, each padded to ``align``."""
+    head = bytearray(dos)
+    head[0:2] = b"MZ"
+    head[0x3C:0x40] = dos.to_bytes(4, "little")
+    coff = struct.pack("<4sHHIIIHH", b"PE\0\0", 0x8664, len(sections), 0, 0, 0, optional, 0x22)
+    table, body = b"", b""
+    begin = -(-(dos + len(coff) + optional + 40 * len(sections)) // align) * align
+    for name, content in sections:
+        padded = content.ljust(-(-len(content) // align) * align, b"\0")
+        table += struct.pack(
+            "<8sIIIIIIHHI", name, len(content), 0, len(padded), begin + len(body), 0, 0, 0, 0, 0
+        )
+        body += padded
+    return bytes(bytes(head) + coff + bytes(optional) + table).ljust(begin, b"\0") + body

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import struct
 import subprocess
 from pathlib import Path
 
@@ -17,28 +16,9 @@ from kdumphpd.image.uki import linux_section
 from tests.unit.host_fixture import KERNEL as KERNEL_PATH
 from tests.unit.host_fixture import FakeHost
 from tests.unit.host_fixture import bzimage as bzimage_file
-from tests.unit.synthetic import SyntheticBzImage
+from tests.unit.synthetic import SyntheticBzImage, pe
 
 KERNEL = b"K" * 1000
-
-
-def pe(
-    sections: list[tuple[bytes, bytes]], *, align: int = 512, optional: int = 240, dos: int = 0x80
-) -> bytes:
-    """A PE file with these sections, each padded to ``align``."""
-    head = bytearray(dos)
-    head[0:2] = b"MZ"
-    head[0x3C:0x40] = dos.to_bytes(4, "little")
-    coff = struct.pack("<4sHHIIIHH", b"PE\0\0", 0x8664, len(sections), 0, 0, 0, optional, 0x22)
-    table, body = b"", b""
-    begin = -(-(dos + len(coff) + optional + 40 * len(sections)) // align) * align
-    for name, content in sections:
-        padded = content.ljust(-(-len(content) // align) * align, b"\0")
-        table += struct.pack(
-            "<8sIIIIIIHHI", name, len(content), 0, len(padded), begin + len(body), 0, 0, 0, 0, 0
-        )
-        body += padded
-    return bytes(bytes(head) + coff + bytes(optional) + table).ljust(begin, b"\0") + body
 
 
 def test_kernel_is_found_without_its_padding() -> None:

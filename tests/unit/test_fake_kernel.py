@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,11 @@ from kdumphpd.load.segments import Segment
 from kdumphpd.load.syscalls import KEXEC_ARCH_X86_64, KEXEC_ON_CRASH
 from kdumphpd.machine.ranges import Range
 from tests.unit import fake_files
+from tests.unit.fake_crash_hotplug import CrashHotplugKernel
+from tests.unit.fake_file_load import Ways
 from tests.unit.fake_kernel import FakeKernel
+from tests.unit.fake_kexec import FILE_ON_CRASH
+from tests.unit.synthetic import SyntheticBzImage
 
 PAGE = 4096
 MIB = 1 << 20
@@ -130,3 +135,82 @@ def test_hot_removal_of_a_part_splits_a_resource(tmp_path: Path) -> None:
     assert kernel.ram[-2:] == (Range(4 << 30, (5 << 30) - 1), Range(6 << 30, (8 << 30) - 1))
     with pytest.raises(ValueError, match="not all there"):
         kernel.hot_remove_memory(Range(5 << 30, (7 << 30) - 1))
+
+
+@pytest.fixture
+def file_kernel(tmp_path: Path) -> CrashHotplugKernel:
+    """With an image that a load of files would cost."""
+    kernel = CrashHotplugKernel.q35(tmp_path, crashkernel=64 * MIB)
+    assert isinstance(kernel, CrashHotplugKernel)
+    kernel.foreign_load("kexec_file_load")
+    return kernel
+
+
+def _file_load(kernel: CrashHotplugKernel, directory: Path, image: bytes, initrd: int) -> None:
+    (directory / "vmlinuz").write_bytes(image)
+    (directory / "initrd").write_bytes(b"i" * initrd)
+    with (directory / "vmlinuz").open("rb") as one, (directory / "initrd").open("rb") as other:
+        kernel.kexec_file_load(one.fileno(), other.fileno(), b"nr_cpus=1", FILE_ON_CRASH)
+
+
+def test_a_load_of_files_is_placed_as_was_seen(
+    file_kernel: CrashHotplugKernel, tmp_path: Path
+) -> None:
+    """Measured with dynamic debug: 6.1 leaves the last page alone, 6.12 does not."""
+    end = file_kernel.reservation.end + 1
+    for short in (False, True):
+        file_kernel.ways = Ways(short_of_end=short)
+        _file_load(file_kernel, tmp_path, SyntheticBzImage().image(), MIB)
+        places = file_kernel.file_places
+        assert places["elfcorehdr"].mem == file_kernel.reservation.start
+        assert places["purgatory"].end == end - PAGE * short
+        assert places["boot_params"].end == places["purgatory"].mem
+        # The highest multiple of 2 MiB; the initrd lies in the gap above it, or below.
+        assert places["kernel"].mem % (2 * MIB) == 0
+        assert 0 <= places["boot_params"].mem - places["kernel"].end < 2 * MIB
+        assert places["initrd"].end == places["kernel"].mem
+
+
+@pytest.mark.parametrize(
+    ("image", "initrd", "code"),
+    [
+        # kexec_locate_mem_hole, kernel/kexec_file.c: no hole
+        (SyntheticBzImage(), 12 * MIB, errno.EADDRNOTAVAIL),
+        (SyntheticBzImage(pref_address=0x7F000000), MIB, errno.EADDRNOTAVAIL),
+        # kimage_alloc_control_pages at the end of kimage_file_alloc_init: no page
+        # (elfcorehdr 113 pages, purgatory 5, boot_params 2, all the rest the initrd)
+        (
+            SyntheticBzImage(init_size=60 * MIB, kernel_alignment=PAGE),
+            4 * MIB - 120 * PAGE,
+            errno.ENOMEM,
+        ),
+        # sanity_check_segment_list, kernel/kexec_core.c: bufsz > memsz
+        (SyntheticBzImage(init_size=0x10000, trailing=b"s" * 8192), MIB, errno.EINVAL),
+        # bzImage64_probe
+        (SyntheticBzImage(magic=b"HdrX"), MIB, errno.ENOEXEC),
+        (SyntheticBzImage(xloadflags=1), MIB, errno.ENOEXEC),
+    ],
+)
+def test_a_load_of_files_that_fails_has_freed_the_image(
+    file_kernel: CrashHotplugKernel,
+    tmp_path: Path,
+    image: SyntheticBzImage,
+    initrd: int,
+    code: int,
+) -> None:
+    """kernel/kexec_file.c: kimage_free(xchg(&kexec_crash_image, NULL)) comes before all of it."""
+    with pytest.raises(OSError, match=os.strerror(code)):
+        _file_load(file_kernel, tmp_path, image.image(), initrd)
+    assert not file_kernel.loaded
+
+
+def test_keys_lie_anywhere(file_kernel: CrashHotplugKernel, tmp_path: Path) -> None:
+    """kexec_random_range_start, kernel/kexec_file.c, since 6.16."""
+    file_kernel.root.path("/sys/kernel/config/crash_dm_crypt_keys").mkdir(parents=True)
+    file_kernel.root.path("/sys/kernel/config/crash_dm_crypt_keys/count").write_text("2\n")
+    file_kernel.ways = Ways(keys_at=1000)
+    _file_load(file_kernel, tmp_path, SyntheticBzImage(init_size=0x800000).image(), MIB)
+    assert file_kernel.file_places["keys"].mem > file_kernel.file_places["elfcorehdr"].end
+    file_kernel.ways = Ways(keys_at=32768)
+    with pytest.raises(OSError, match=os.strerror(errno.EADDRNOTAVAIL)):
+        _file_load(file_kernel, tmp_path, SyntheticBzImage().image(), MIB)

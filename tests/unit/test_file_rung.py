@@ -201,16 +201,56 @@ def test_what_the_kernel_would_refuse_too_late_is_refused_here(
     assert host.kernel.file_calls == [("crash", 0)]
 
 
-def test_an_image_that_cannot_fit_is_not_tried(tmp_path: Path) -> None:
-    host = HotplugHost(tmp_path)
-    host.kernel.refuse("kexec_load", errno.ENOSYS)
-    load(host)
-    host.write(INITRD, b"x" * (64 * MIB))
+@pytest.mark.parametrize(
+    ("initrd", "lacking"),
+    [
+        # All of it together is less than the reservation, but the kernel is aligned.
+        (12 * MIB, "initrd"),
+        (64 * MIB, "initrd"),
+    ],
+)
+def test_an_image_that_finds_no_place_is_not_tried(
+    host: HotplugHost, initrd: int, lacking: str
+) -> None:
+    host.load()
+    host.write(INITRD, b"x" * initrd)
     parts = host.open()
     mended = parts.keeper.load(parts.reader.snapshot())
     assert isinstance(mended.cause, MachineError)
-    assert "crashkernel=" in str(mended.cause)
+    assert f"no room for {lacking} (elfcorehdr" in str(mended.cause)
+    assert "boot with crashkernel=256M" in str(mended.cause)
     assert host.kernel.loaded
+    assert host.kernel.file_calls == [("crash", 0)]
+
+
+def test_keys_that_cut_the_reservation_in_two_are_not_tried(host: HotplugHost) -> None:
+    host.load()
+    host.write("/sys/kernel/config/crash_dm_crypt_keys/count", "2\n")
+    parts = host.open()
+    mended = parts.keeper.load(parts.reader.snapshot())
+    assert "no room for dm-crypt keys" in str(mended.cause)
+    assert host.kernel.loaded
+
+
+def test_with_nothing_to_lose_it_is_tried(host: HotplugHost) -> None:
+    """The model may ask for a little too much; the kernel says then whether it fits."""
+    host.write("/sys/kernel/security/ima/binary_runtime_measurements", b"m" * (12 * MIB))
+    parts = host.load()
+    host.kernel.hot_remove_cpu(1)
+    assert "no room for kernel (IMA measurements 13 MiB" in str(
+        parts.keeper.load(parts.reader.snapshot()).cause
+    )
+    assert host.kernel.loaded
+
+
+def test_what_the_kernel_has_no_room_for_is_said_with_sizes(host: HotplugHost) -> None:
+    host.write(INITRD, b"x" * (12 * MIB))
+    parts = host.open()
+    mended = parts.keeper.load(parts.reader.snapshot())
+    assert host.kernel.file_calls == [("crash", errno.EADDRNOTAVAIL)]
+    assert "kexec_file_load: EADDRNOTAVAIL" in str(mended.error())
+    assert "no room for initrd (elfcorehdr" in str(mended.error())
+    assert "crashkernel=256M" in str(mended.error())
 
 
 def test_with_kexec_load_back_the_next_load_is_ours_again(host: HotplugHost) -> None:
