@@ -122,10 +122,17 @@ class Keeper:
         self._managed: tuple[object, bool] = (None, False)
 
     def look(self) -> Look:
-        """Take a snapshot and compare the loaded header with it; hashes at most a MiB."""
+        """Take a snapshot and compare the loaded header with it; hashes at most a MiB.
+
+        Raises:
+            MachineError: the machine or the image cannot be read.
+        """
         machine = self._reader.snapshot()
         if not reservations.crash_loaded(self._root):
             return Look(machine, State.UNLOADED)
+        encrypted = self._reader.encryption()
+        if encrypted:
+            raise MachineError(encrypted, "leave this host to the distribution's kdump")
         place = reservations.find(self._root, self._reader.resources()).main
         image = None
         with PhysicalMemory(self._root) as memory:
@@ -209,6 +216,10 @@ class Keeper:
 
     def _climb(self, machine: Machine, block: ParameterBlock | None) -> Mended:
         """Try one rung after the other; each that fails is followed by the next at once."""
+        encrypted = self._reader.encryption()
+        if encrypted:
+            # It could not be read back, so not be told from damage.
+            return self._not_loaded(MachineError(f"not loading: {encrypted}"))
         way = self._rungs.route(own_image=block is not None)
         failed = Mended(None, (), reservations.crash_loaded(self._root))
         for rung in way.rungs:
@@ -224,6 +235,11 @@ class Keeper:
                 return Mended(loaded, failed.failed, armed=True, ruled_out=way.above(rung))
         failed = replace(failed, ruled_out=way.ruled_out)
         return failed if failed.cause else replace(failed, cause=LoadError(failed.text))
+
+    def _not_loaded(self, cause: KdumphpdError) -> Mended:
+        every = tuple((rung, str(cause)) for rung in Rung)
+        armed = reservations.crash_loaded(self._root)
+        return Mended(None, (), armed, cause=cause, ruled_out=every)
 
     def _try(self, rung: Rung, machine: Machine, block: ParameterBlock | None) -> Loaded:
         if rung is Rung.DELTA and block is not None:

@@ -33,8 +33,8 @@ pytestmark = pytest.mark.timeout(60)
 class Script(Records):
     """Records, and what a test does when one of a kind comes."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, armed: Callable[[], bool]) -> None:
+        super().__init__(armed)
         self._steps: list[tuple[Kind, Callable[[], object]]] = []
 
     def when(self, kind: Kind, step: Callable[[], object]) -> None:
@@ -54,7 +54,7 @@ class Setup:
         self.host = host
         self.monitor = monitor
         self.signals = signals
-        self.records = Script()
+        self.records = Script(lambda: host.kernel.loaded)
         self.watch = FileWatch()
         self.service = Service(
             lambda: open_host(host.root, host.kernel, CONFIG),
@@ -216,7 +216,7 @@ def test_the_whole_daemon_lives_on_real_signals(
 ) -> None:
     monitor = FakeMonitor()
     monkeypatch.setattr(daemon, "kernel_monitor", lambda: monitor)
-    records = Script()
+    records = Script(lambda: host.kernel.loaded)
     monkeypatch.setattr(daemon, "open_reporter", lambda: Reporter(records))
 
     def change() -> None:

@@ -12,8 +12,10 @@ from kdumphpd.machine import encryption
 from kdumphpd.machine.kcore import PhysicalMemory
 from kdumphpd.machine.snapshot import MachineReader
 from tests.unit.fake_crash_hotplug import CrashHotplugKernel
+from tests.unit.fake_kdump_utils import FakeKdumpUtils
 from tests.unit.fake_kernel import MIB, FakeKernel
-from tests.unit.host_fixture import FakeHost
+from tests.unit.host_fixture import FakeHost, uevents
+from tests.unit.hotplug_host import HotplugHost
 
 
 @pytest.fixture
@@ -84,3 +86,40 @@ def test_a_note_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "sys/kernel/vmcoreinfo").write_text("0xfffffff000 1024\n")
     with pytest.raises(MachineError, match="0xfffffff000"):
         MachineReader(kernel.root).encryption()
+
+
+# --- the service -----------------------------------------------------------------------
+
+
+def test_no_load_of_ours_is_made_and_the_distributions_rule_stays(tmp_path: Path) -> None:
+    host = FakeHost(tmp_path, crashkernel=64 * MIB)
+    kdump = FakeKdumpUtils(host)
+    host.kernel.encrypt()
+    kdump.start(None)
+    with pytest.raises(MachineError, match=r"encrypts memory.*distribution's kdump"):
+        host.service().start()
+    assert host.kernel.calls == []
+    assert host.kernel.loaded
+    assert "take over" not in host.rules.calls
+
+
+def test_an_image_that_the_kernel_keeps_is_unknown_and_left_to_the_kernel(tmp_path: Path) -> None:
+    host = HotplugHost(tmp_path / "host")
+    host.kernel.encrypt()
+    host.kernel.foreign_load("kexec_file_load")
+    service = host.service()
+    service.start()
+    service.uevents(uevents(16))
+    host.pass_time(service, 8000)
+    assert (host.kernel.calls, host.kernel.file_calls) == ([], [])
+    assert service.status.startswith("unknown")
+    assert "take over" not in host.rules.calls
+
+
+def test_nothing_is_loaded_by_hand_either(host: FakeHost) -> None:
+    host.kernel.encrypt()
+    parts = host.open()
+    mended = parts.keeper.load(parts.reader.snapshot())
+    assert mended.loaded is None
+    assert "encrypts memory" in str(mended.error())
+    assert host.kernel.calls == []
