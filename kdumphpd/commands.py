@@ -96,7 +96,12 @@ def plan(context: Context) -> int:
             stack.enter_context(host.lock.held())
         spec = host.source.spec
     planned = host.loader.plan(machine)
-    return _show(context, text.plan_json(planned, machine, spec), text.plan(planned, machine, spec))
+    pages = host.loader.control_pages()
+    return _show(
+        context,
+        text.plan_json(planned, machine, spec, pages),
+        text.plan(planned, machine, spec, pages),
+    )
 
 
 def _show_load(context: Context, host: Host, machine: Machine, mended: Mended) -> int:

@@ -43,14 +43,15 @@ def page_up(size: int) -> int:
     return -(-size // PAGE) * PAGE
 
 
-def control_pages(ram: Iterable[Range]) -> int:
-    """Pages the kernel may take in one load to map ``ram``, at the worst.
+def control_pages(mapped: Iterable[Range]) -> int:
+    """Pages the kernel may take in one load to map ``mapped``, at the worst.
 
-    One page (PMD) for each GiB touched, as if there were no 1 GiB pages, and one
-    (PUD) for each 512 GiB touched (``arch/x86/mm/ident_map.c``).
+    One page (PMD) for each GiB touched, as if there were no 1 GiB pages, and two for each
+    512 GiB touched (PUD, and a P4D that 4-level paging takes and does not use;
+    ``arch/x86/mm/ident_map.c``, kernel_ident_mapping_init).
     """
-    ranges = sorted(ram)
-    return _FIXED_PAGES + _touched(ranges, GIB) + _touched(ranges, _PUD_SPAN)
+    ranges = sorted(mapped)
+    return _FIXED_PAGES + _touched(ranges, GIB) + 2 * _touched(ranges, _PUD_SPAN)
 
 
 def _touched(ranges: Iterable[Range], span: int) -> int:
@@ -67,7 +68,7 @@ def _touched(ranges: Iterable[Range], span: int) -> int:
 def capacity_gib(pad_size: int) -> int:
     """GiB of RAM that a pad of ``pad_size`` bytes has page tables for, at the worst."""
     pages = pad_size // PAGE - _FIXED_PAGES
-    return max(0, pages * 512 // 513 - 1)
+    return max(0, pages * 512 // 514 - 2)
 
 
 @dataclass(frozen=True)
@@ -80,16 +81,26 @@ class Room:
     def outgrown(self, pages: int, header_size: int) -> str:
         """Why a load does not fit that takes ``pages`` control pages; empty if it does."""
         if pages * PAGE > self.pad:
-            return f"RAM has outgrown the control pad: {pages} of {self.pad // PAGE} pages"
+            return f"memory has outgrown the control pad: {pages} of {self.pad // PAGE} pages"
         if header_size > self.elfcorehdr:
             needed = f"{header_size} of {self.elfcorehdr} bytes"
             return f"the elfcorehdr has outgrown its reserve: {needed}"
         return ""
 
 
-def room_for(ram: Iterable[Range], elfcorehdr_reserve: int) -> Room:
-    """Room for four times the RAM of now, and for a TiB at least."""
-    pages = max(4 * control_pages(ram), _FIXED_PAGES + 2 + _LEAST_CAPACITY_GIB + 2)
+def room_for(
+    ram: Iterable[Range], mapped: Iterable[Range], elfcorehdr_reserve: int, overrun: int = 0
+) -> Room:
+    """Room for four times the RAM of now, for twice of all that is mapped, and for a TiB.
+
+    Args:
+        ram: System RAM.
+        mapped: what the page tables reach; RAM too.
+        elfcorehdr_reserve: bytes for the header.
+        overrun: a pad of so many bytes was not enough.
+    """
+    least = _FIXED_PAGES + 4 + _LEAST_CAPACITY_GIB + 4
+    pages = max(4 * control_pages(ram), 2 * control_pages(mapped), least, 2 * overrun // PAGE)
     return Room(pad=-(-pages * PAGE // _MIB) * _MIB, elfcorehdr=page_up(elfcorehdr_reserve))
 
 

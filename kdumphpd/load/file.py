@@ -96,10 +96,9 @@ class FileLoader(HostLoader):
         """
         kernel = self._source.kernel(self._reader)
         check_command_line(kernel, b" " * file_needs.ELFCOREHDR_ARGUMENT + command_line)
-        resources = self._reader.resources()
-        place = reservations.find(self._root, resources).main
+        place = self._reservation()
         initrd = self._source.files()[1].size()
-        needs = file_needs.read(self._root, resources, machine, kernel, initrd, command_line)
+        needs = file_needs.read(self._root, self._reader, machine, kernel, initrd, command_line)
         return file_placement.misfit(place, needs, total_ram(self._root))
 
     def _read_back(self, command_line: bytes) -> FoundHeader:

@@ -18,7 +18,7 @@ from kdumphpd.machine import reservation as reservations
 from kdumphpd.machine.files import Root
 from kdumphpd.machine.iomem import LOW_MEMORY, Resource, crash_kernel
 from kdumphpd.machine.ranges import subtract
-from kdumphpd.machine.snapshot import Machine
+from kdumphpd.machine.snapshot import Machine, MachineReader
 
 _KEYS = "/sys/kernel/config/crash_dm_crypt_keys/count"
 _MEASUREMENTS = "/sys/kernel/security/ima/binary_runtime_measurements"
@@ -49,7 +49,7 @@ _CHUNK = 1 << 20
 
 def read(
     root: Root,
-    resources: Sequence[Resource],
+    reader: MachineReader,
     machine: Machine,
     kernel: BzImage,
     initrd_size: int,
@@ -59,7 +59,7 @@ def read(
 
     Args:
         root: the host.
-        resources: all of ``/proc/iomem``.
+        reader: reads the machine.
         machine: the present snapshot.
         kernel: the setup header of the file that is handed over.
         initrd_size: bytes.
@@ -69,7 +69,8 @@ def read(
         KdumphpdError: the kernel does not say what is needed.
     """
     keys = _keys(root)
-    header = Buffer("elfcorehdr", _header_size(root, resources, machine), upwards=True)
+    size = _header_size(root, reader.resources(), machine)
+    header = Buffer("elfcorehdr", size, upwards=True)
     params = 4096 + len(command_line) + 1 + ELFCOREHDR_ARGUMENT + _KEYS_ARGUMENT + 16
     params += _efi_map_size(root) + 16 + _SETUP_DATA
     others = (
@@ -84,7 +85,7 @@ def read(
         ),
         Buffer("initrd", initrd_size, lowest=_MIN_INITRD_LOAD_ADDR),
     )
-    return FileNeeds(header, others, _measurements(root), keys, control_pages(machine.all_ram))
+    return FileNeeds(header, others, _measurements(root), keys, control_pages(reader.mapped()))
 
 
 def _header_size(root: Root, resources: Sequence[Resource], machine: Machine) -> int:
@@ -97,7 +98,7 @@ def _header_size(root: Root, resources: Sequence[Resource], machine: Machine) ->
     reserve = reservations.elfcorehdr_size(root)
     if reserve:
         return reserve + EHDR.size
-    holes = (LOW_MEMORY, *crash_kernel(resources))
+    holes = (LOW_MEMORY, *crash_kernel(resources), *machine.fixed.cma)
     ram = (one.range for one in resources if one.name.startswith("System RAM"))
     ranges = sum(len(subtract([one], holes)) for one in ram)
     return EHDR.size + (machine.fixed.possible_cpus + 2 + ranges) * PHDR.size

@@ -37,6 +37,8 @@ from kdumphpd.machine.ranges import Range
 from kdumphpd.machine.snapshot import Machine, MachineReader, total_ram
 
 _FLAGS = KEXEC_ON_CRASH | KEXEC_ARCH_X86_64
+#: A pad that was too small is doubled, up to a quarter of the reservation.
+_OVERRUN_SHARE = 8
 
 
 class NotDoneError(KdumphpdError):
@@ -45,6 +47,10 @@ class NotDoneError(KdumphpdError):
 
 class OvertakenError(NotDoneError):
     """Another program loaded or unloaded an image since the look; its decision stands."""
+
+
+class DamagedError(LoadError):
+    """What the kernel says it loaded is not what lies in memory."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,8 @@ class Loader(HostLoader):
 
     # Whether the kernel refused KEXEC_CRASH_HOTPLUG_SUPPORT once.
     _updates_refused = False
+    # Bytes of the largest control pad with which a delta load left a damaged image.
+    _overrun = 0
 
     def plan(self, machine: Machine, keep: ParameterBlock | None = None) -> ImagePlan:
         """Plan the image for ``machine``.
@@ -125,14 +133,26 @@ class Loader(HostLoader):
     def _room(self, machine: Machine, keep: ParameterBlock | None) -> Room:
         if keep is not None:
             room = Room(keep.control_pad.size, keep.elfcorehdr.size)
-            if not _outgrown(machine, room):
+            if not self._outgrown(machine, room):
                 return room
         reserve = elfcorehdr.reserve_size(
             machine.fixed.possible_cpus,
             len(machine.ram),
             reservations.elfcorehdr_size(self._root),
         )
-        return room_for(machine.all_ram, reserve)
+        overrun = min(self._overrun, self._reservation().size // _OVERRUN_SHARE)
+        return room_for(machine.all_ram, self._reader.mapped(), reserve, overrun)
+
+    def _outgrown(self, machine: Machine, room: Room) -> str:
+        """Why a load for ``machine`` does not stay within ``room``; empty if it does."""
+        if room.pad <= self._overrun:
+            return "the last delta load damaged the image, its control pad may be too small"
+        size = len(machine.header()) + read_back.TRAILER_SIZE
+        return room.outgrown(self.control_pages(), size)
+
+    def control_pages(self) -> int:
+        """Pages that the kernel takes for a load now, at the most."""
+        return control_pages(self._reader.mapped())
 
     def full(self, machine: Machine) -> Loaded:
         """Load every segment in one call, with a fresh nonce.
@@ -172,14 +192,20 @@ class Loader(HostLoader):
         self.expect(block)
         content = _header(machine, block)
         room = Room(block.control_pad.size, block.elfcorehdr.size)
-        outgrown = _outgrown(machine, room)
+        outgrown = self._outgrown(machine, room)
         if outgrown:
             raise NotDoneError(outgrown)
         with LockedBuffer.of(content) as header:
             segment = self._header_segment(block, header)
             usec = self._load((segment,), read_back.entry(block))
             live_at = self._clock()
-        self._verify(machine, block)
+        try:
+            self._verify(machine, block)
+        except DamagedError:
+            # It may be that the kernel took more pages than we know of. The full load that
+            # is due now mends it once; a larger pad keeps the next delta from doing it again.
+            self._overrun = max(self._overrun, block.control_pad.size)
+            raise
         return Loaded("delta", block, usec, live_at)
 
     def expect(self, block: ParameterBlock) -> None:
@@ -238,19 +264,13 @@ class Loader(HostLoader):
             if live != expected and not (self._wants_updates() and elfcorehdr.parse(live)):
                 raise LoadError("after the load, the elfcorehdr does not read back as sent")
             if not read_back.intact(memory, block):
-                raise LoadError("after the load, the image does not have its digest")
+                raise DamagedError("after the load, the image does not have its digest")
         if not reservations.crash_loaded(self._root):
             raise LoadError("after the load, the kernel says that nothing is loaded")
 
 
 def _header(machine: Machine, block: ParameterBlock) -> bytes:
     return machine.header() + read_back.trailer(block)
-
-
-def _outgrown(machine: Machine, room: Room) -> str:
-    """Why a load for ``machine`` does not stay within ``room``; empty if it does."""
-    size = len(machine.header()) + read_back.TRAILER_SIZE
-    return room.outgrown(control_pages(machine.all_ram), size)
 
 
 _REMEDIES = {

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from kdumphpd.errors import MachineError
 from kdumphpd.header import elfcorehdr
 from kdumphpd.header.elfcorehdr import Note
-from kdumphpd.machine import cpus, crash_cma, encryption, iomem
+from kdumphpd.machine import cpus, crash_cma, encryption, iomem, mapped, symbols
 from kdumphpd.machine.files import Root
 from kdumphpd.machine.iomem import Resource
 from kdumphpd.machine.kcore import AddressMap, PhysicalMemory
-from kdumphpd.machine.ranges import Range
+from kdumphpd.machine.ranges import Range, merge
 
 _DEFAULT_BLOCK_SIZE = 128 << 20
 
@@ -23,7 +23,7 @@ class Machine:
 
     Attributes:
         ram: what a vmcore must hold, merged and sorted.
-        all_ram: all System RAM, which the kernel's identity map must reach.
+        all_ram: all System RAM.
         cpus: crash_notes of each present CPU, by number.
         missing_notes: present CPUs whose crash_notes could not be read yet.
     """
@@ -77,6 +77,8 @@ class MachineReader:
         self._notes: dict[int, Note] = {}
         self._fixed: Fixed | None = None
         self._encryption: str | None = None
+        self._mapped: tuple[Range, ...] = ()
+        self._addresses: dict[str, int] | None = None  # of the kernel's list of what it mapped
 
     def resources(self) -> tuple[Resource, ...]:
         """``/proc/iomem`` as it is now."""
@@ -106,9 +108,11 @@ class MachineReader:
                 note = cpus.read_note(self._root, number)
                 if note is not None:
                     self._notes[number] = note
+        all_ram = iomem.system_ram(resources)
+        self._mapped = merge((*self._mapped, *all_ram))
         return Machine(
             ram=iomem.dumpable_ram(resources, self.fixed().cma),
-            all_ram=iomem.system_ram(resources),
+            all_ram=all_ram,
             cpus=tuple((one, self._notes[one]) for one in present if one in self._notes),
             missing_notes=tuple(one for one in present if one not in self._notes),
             fixed=self.fixed(),
@@ -120,6 +124,19 @@ class MachineReader:
             with PhysicalMemory(self._root) as memory:
                 self._encryption = encryption.active(memory, self.fixed().vmcoreinfo)
         return self._encryption
+
+    def mapped(self) -> tuple[Range, ...]:
+        """What the page tables of a load now reach, at the most: all that was ever mapped.
+
+        Where the kernel does not show its list, what was seen here, and what may be.
+        """
+        if self._addresses is None:
+            self._addresses = symbols.addresses(self._root, mapped.SYMBOLS)
+        resources = self.resources()
+        with PhysicalMemory(self._root) as memory:
+            more = mapped.of_kernel(memory, self._addresses) or mapped.of_iomem(resources)
+        self._mapped = merge((*self._mapped, *iomem.system_ram(resources), *more))
+        return self._mapped
 
     def known_notes(self) -> dict[Note, int]:
         """CPU numbers by note buffer, of every CPU seen so far."""

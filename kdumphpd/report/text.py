@@ -8,7 +8,7 @@ from typing import Any
 from kdumphpd.audit.audit import Audit
 from kdumphpd.audit.compare import Difference
 from kdumphpd.events.changes import cpu_list, size_text
-from kdumphpd.image.layout import GIB, PAGE, control_pages
+from kdumphpd.image.layout import GIB, PAGE
 from kdumphpd.image.plan import ImagePlan
 from kdumphpd.image.source import ImageSpec
 from kdumphpd.load.loader import Loaded
@@ -90,8 +90,15 @@ def _difference(label: str, one: Difference) -> list[str]:
     return lines
 
 
-def plan(planned: ImagePlan, machine: Machine, spec: ImageSpec) -> str:
-    """A plan: what goes where, and how far it can grow."""
+def plan(planned: ImagePlan, machine: Machine, spec: ImageSpec, pages: int) -> str:
+    """A plan: what goes where, and how far it can grow.
+
+    Args:
+        planned: the plan.
+        machine: what its header describes.
+        spec: what it is made of.
+        pages: of the control pad that the kernel takes now, at the most.
+    """
     layout, room = planned.layout, planned.room
     used = len(machine.header())
     lines = [
@@ -109,7 +116,6 @@ def plan(planned: ImagePlan, machine: Machine, spec: ImageSpec) -> str:
         f"  {place.start:#013x}-{place.end:#013x}  {size_text(place.size):>14}  {name}"
         for name, place in layout.parts()
     ]
-    pages = control_pages(machine.all_ram)
     lines += [
         "",
         _line(
@@ -135,8 +141,8 @@ def _origins(spec: ImageSpec) -> list[str]:
     return lines
 
 
-def plan_json(planned: ImagePlan, machine: Machine, spec: ImageSpec) -> dict[str, Any]:
-    """A plan for programs; addresses and sizes in bytes, ends included."""
+def plan_json(planned: ImagePlan, machine: Machine, spec: ImageSpec, pages: int) -> dict[str, Any]:
+    """A plan for programs, arguments as `plan`; addresses and sizes in bytes, ends included."""
     layout, room = planned.layout, planned.room
     digested = ("kernel", "initrd", "boot_params")
     return {
@@ -163,7 +169,7 @@ def plan_json(planned: ImagePlan, machine: Machine, spec: ImageSpec) -> dict[str
             "address": layout.pad.start,
             "size": layout.pad.size,
             "pages": room.pad // PAGE,
-            "pages_needed": control_pages(machine.all_ram),
+            "pages_needed": pages,
             "capacity_gib": planned.capacity_gib,
         },
         "reserve": {

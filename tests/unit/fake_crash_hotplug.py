@@ -230,7 +230,7 @@ class CrashHotplugKernel(FakeKernel):
         keys = self._file(_KEYS)
         ways = replace(self.ways, keys=int(keys.read_text()) if keys.exists() else 0)
         buffers = searches(kernel, len(initrd), command_line, size, ways)
-        tables = fake_kexec.page_tables(self.ram, self.gbpages)
+        tables = fake_kexec.page_tables(self.pfn_mapped, self.gbpages)
         _raise_if(load_errno(self.reservation, buffers, ways, self.total_ram_pages, tables))
         places = {one.name: one for one in add_buffers(self.reservation, buffers, ways)}
         pages = fake_kexec.control_pages(list(places.values()), self.reservation, tables)

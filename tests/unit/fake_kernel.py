@@ -31,7 +31,7 @@ What can be done to it:
   ``refuse("kexec_load", ENOSYS)`` lets every call of one kind fail; kexec_file_load does so from
   the start (`tests.unit.fake_crash_hotplug` has a kernel that knows it).
 * ``fail_next(errno, before_free, times)``: the next calls fail with errno, before the old image is
-  freed (EPERM, EBUSY) or after it (ENOMEM, EFAULT).
+  freed (EPERM, EBUSY) or after it (ENOMEM; EFAULT, when half is copied).
 * ``foreign_load("kexec_load" | "kexec_file_load")``: an image of kexec-tools, as it was seen to
   overwrite the first and the last MiB and nothing between.
 * ``unload()``: ``kexec -p -u``; the reservation's content stays.
@@ -191,23 +191,32 @@ class FakeKernel(FakeMachine):
             return
         total = self.total_ram_pages
         _raise_if(fake_kexec.late_errno(entry, places, self.reservation, total))
-        tables = fake_kexec.page_tables(self.ram, self.gbpages)
+        tables = fake_kexec.page_tables(self.pfn_mapped, self.gbpages)
         pages = fake_kexec.control_pages(places, self.reservation, tables)
         if pages is None:
             raise _error(errno.ENOMEM)
         for page in pages:
             self.write_memory(page, _GARBAGE * PAGE)
+        if injected[0] == errno.EFAULT:
+            # kernel/kexec_core.c, kimage_load_crash_segment: page by page, so what lies before
+            # the page that cannot be read has been copied by then.
+            self._copy(segments, sum(len(one.content) for one in segments) // 2)
         _raise_if(injected[0])
         self._copy(segments)
         self.control_pages = tuple(pages)
         self.entry = entry
         self._set_loaded(True)
 
-    def _copy(self, segments: Sequence[SegmentLike]) -> None:
+    def _copy(self, segments: Sequence[SegmentLike], limit: int | None = None) -> None:
+        """Copy all, or whole pages of the first ``limit`` bytes."""
         for one in segments:
             with one.content.view() as content:
                 size = len(content)
+                if limit is not None and limit < size:
+                    self.write_image(one.place.start, bytes(content[: limit // PAGE * PAGE]))
+                    return
                 self.write_image(one.place.start, bytes(content))
+            limit = None if limit is None else limit - size
             if size < one.place.size and self.sme_mask:
                 self.write_image(one.place.start + size, bytes(one.place.size - size))
             elif size < one.place.size:

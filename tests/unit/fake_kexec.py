@@ -124,8 +124,10 @@ def _hole(places: Sequence[Place], reservation: Range, position: int, size: int)
     return None
 
 
-def page_tables(ram: Iterable[Range], gbpages: bool) -> int:
+def page_tables(mapped: Iterable[Range], gbpages: bool) -> int:
     """Pages of identity page tables below the root (``arch/x86/mm/ident_map.c``).
+
+    For all of ``pfn_mapped`` (``machine_kexec_64.c``, init_pgtable).
 
     A PUD for each 512 GiB that is touched, and a PMD for each GiB of it, but with 1 GiB
     pages only for each GiB that no one range covers (commit cc31744a2945). The first
@@ -133,7 +135,7 @@ def page_tables(ram: Iterable[Range], gbpages: bool) -> int:
     """
     touched: set[int] = set()
     whole: set[int] = set()
-    for start, end in _spans([Range(0, 0xFFFFF), *ram]):
+    for start, end in _spans([Range(0, 0xFFFFF), *mapped]):
         touched.update(range(start // GIB, (end - 1) // GIB + 1))
         whole.update(range(-(-start // GIB), end // GIB))
     return len(touched - whole if gbpages else touched) + len({gib // 512 for gib in touched})

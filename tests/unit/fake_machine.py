@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from kdumphpd.machine.files import Root
-from kdumphpd.machine.ranges import Range
+from kdumphpd.machine.ranges import Range, merge
 from tests.unit import fake_files
 from tests.unit.fake_kcore import KcoreFile
 from tests.unit.fake_kexec import PAGE
@@ -26,6 +26,7 @@ VMCOREINFO_SIZE = 0x1024
 #: Where in the kernel image its variables lie: behind the text, in .bss.
 _BSS_OFFSET = 0x2400000
 _CMA_COUNT, _CMA_RANGES = _BSS_OFFSET, _BSS_OFFSET + 0x20
+_MAPPED_COUNT, _MAPPED = _BSS_OFFSET + 0x1000, _BSS_OFFSET + 0x2000
 _CPUS = "sys/devices/system/cpu"
 
 #: Stands for a cipher: undone by doing it again.
@@ -60,6 +61,9 @@ class FakeMachine:
         self.gbpages = gbpages
         self.possible = possible
         self._resources = [(one, "System RAM") for one in sorted(ram)]
+        self._devices: list[tuple[Range, str]] = []
+        # The first MiB is mapped whole (arch/x86/mm/init.c, init_mem_mapping).
+        self.pfn_mapped = merge([Range(0, MIB - 1), *map(_whole_pages, ram)])
         self._cpus: set[int] = set()
         self.symbols: dict[str, int] = {}  # physical addresses of variables
         self.cma: tuple[Range, ...] = ()
@@ -120,7 +124,44 @@ class FakeMachine:
         if any(added.overlaps(one) for one in self.ram):
             raise ValueError(f"{added} is there already")
         self._resources.append((added, name))
+        self._map(added)
         self._write_memory_files()
+
+    def map_device_memory(self, added: Range, name: str = "Persistent Memory") -> None:
+        """A device's memory gets struct pages: mapped, and no System RAM.
+
+        mm/memremap.c, memremap_pages: persistent memory, a PCI BAR for peer-to-peer DMA.
+        """
+        self._devices.append((added, name))
+        self._map(added)
+        self._write_memory_files()
+
+    def unplug_device_memory(self, removed: Range) -> None:
+        """Gone from iomem; from pfn_mapped nothing goes."""
+        self._devices = [one for one in self._devices if one[0] != removed]
+        self._write_memory_files()
+
+    def _map(self, added: Range) -> None:
+        """init_memory_mapping: add_pfn_range_mapped, arch/x86/mm/init.c."""
+        self.pfn_mapped = merge([*self.pfn_mapped, _whole_pages(added)])
+        if "pfn_mapped" in self.symbols:
+            self._write_mapped()
+
+    def show_mapped(self) -> None:
+        """Let kallsyms list nr_pfn_mapped and pfn_mapped (CONFIG_KALLSYMS_ALL)."""
+        self._write_mapped()
+        self.show_symbol("nr_pfn_mapped", self.text.start + _MAPPED_COUNT)
+        self.show_symbol("pfn_mapped", self.text.start + _MAPPED)
+
+    def _write_mapped(self) -> None:
+        pairs = [(one.start // PAGE, (one.end + 1) // PAGE) for one in self.pfn_mapped]
+        self.set_mapped_variables(len(pairs), pairs)
+
+    def set_mapped_variables(self, count: int, pairs: Sequence[tuple[int, int]]) -> None:
+        """int nr_pfn_mapped; struct range pfn_mapped[], in pages, end excluded."""
+        packed = b"".join(struct.pack("<QQ", *one) for one in pairs)
+        self.write_memory(self.text.start + _MAPPED_COUNT, struct.pack("<i", count))
+        self.write_memory(self.text.start + _MAPPED, packed)
 
     def hot_remove_memory(self, removed: Range) -> None:
         """Take memory away: one or more resources, or an end or middle of one."""
@@ -278,4 +319,8 @@ class FakeMachine:
         ]
         if self.low_reservation:
             inner.append((self.low_reservation, "Crash kernel"))
-        return [*self._resources, *fake_files.firmware_resources(self.ram), *inner]
+        return [*self._resources, *self._devices, *fake_files.firmware_resources(self.ram), *inner]
+
+
+def _whole_pages(one: Range) -> Range:
+    return Range(one.start // PAGE * PAGE, -(-(one.end + 1) // PAGE) * PAGE - 1)

@@ -77,6 +77,21 @@ def test_only_an_early_failure_leaves_the_image(
     assert kernel.loaded
 
 
+def test_a_fault_comes_when_a_part_is_copied(tmp_path: Path) -> None:
+    """kernel/kexec_core.c, kimage_load_crash_segment, copies page by page; in order."""
+    kernel = FakeKernel.q35(tmp_path)
+    start = kernel.reservation.start + MIB
+    first, second = _segment(start, b"1" * MIB), _segment(start + MIB, b"2" * MIB)
+    kernel.kexec_load(start, [first, second], _FLAGS)
+    kernel.fail_next(errno.EFAULT, before_free=False)
+    others = [_segment(start, b"3" * MIB), _segment(start + MIB, b"4" * (MIB // 2))]
+    with pytest.raises(OSError, match="Errno"):
+        kernel.kexec_load(start, others, _FLAGS)
+    assert not kernel.loaded
+    assert kernel.read_memory(start, MIB) == b"3" * (3 * MIB // 4) + b"1" * (MIB // 4)
+    assert kernel.read_memory(start + MIB, MIB) == b"2" * MIB
+
+
 def test_no_permission_and_the_load_limit_are_early(tmp_path: Path) -> None:
     kernel = FakeKernel.q35(tmp_path)
     start = kernel.reservation.start + MIB

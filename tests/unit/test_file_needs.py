@@ -25,8 +25,8 @@ def read(host: FakeHost) -> FileNeeds:
     parts = host.open()
     machine = parts.reader.snapshot()
     kernel = parts.source.kernel(parts.reader)
-    resources = parts.reader.resources()
-    return file_needs.read(host.root, resources, machine, kernel, INITRD, COMMAND_LINE.encode())
+    line = COMMAND_LINE.encode()
+    return file_needs.read(host.root, parts.reader, machine, kernel, INITRD, line)
 
 
 def by_name(needs: FileNeeds) -> dict[str, Buffer]:
@@ -73,6 +73,14 @@ def test_the_header_of_a_kernel_that_does_not_update_it(tmp_path: Path) -> None:
     needs = read(FakeHost(tmp_path, kernel=kernel))
     # 6 possible CPUs, vmcoreinfo, the kernel's text; 2 ranges of which one is cut in two, 1.
     assert by_name(needs)["elfcorehdr"].size == 64 + 56 * (6 + 2 + 4)
+
+
+def test_memory_that_was_removed_still_has_its_page_tables(host: FakeHost) -> None:
+    host.kernel.show_mapped()
+    before = read(host).control_pages
+    host.kernel.hot_add_memory(Range(1 << 42, (1 << 42) + 300 * (1 << 30) - 1))
+    host.kernel.hot_remove_memory(Range(1 << 42, (1 << 42) + 300 * (1 << 30) - 1))
+    assert read(host).control_pages >= before + 300
 
 
 def test_a_list_of_measurements_counts(host: FakeHost) -> None:

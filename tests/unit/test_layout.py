@@ -89,7 +89,7 @@ def test_control_pages_are_never_fewer_than_the_kernel_takes(
 
 @given(separate_ranges(), st.integers(1, 4 << 20))
 def test_the_room_holds_the_ram_of_now_and_growth(ram: tuple[Range, ...], reserve: int) -> None:
-    room = layout.room_for(ram, reserve)
+    room = layout.room_for(ram, ram, reserve)
     pages = layout.control_pages(ram)
     assert room.pad >= 4 * pages * PAGE
     assert room.pad % MIB == 0
@@ -121,7 +121,7 @@ def test_a_delta_load_leaves_every_part_alone_up_to_the_capacity(
     tmp_path: Path, gbpages: bool
 ) -> None:
     kernel = FakeKernel.q35(tmp_path, memory=4 << 30, gbpages=gbpages)
-    room = layout.room_for(kernel.ram, MIB)
+    room = layout.room_for(kernel.ram, kernel.pfn_mapped, MIB)
     found = layout.plan(kernel.reservation, room, _KERNEL, 32 * MIB, PAGE, 8192)
     parts = [name for name, _ in found.parts() if name != "control pad"]
     kernel.kexec_load(found.purgatory.start, _segments(found, *parts), _FLAGS)

@@ -75,7 +75,7 @@ def test_a_machine_that_outgrew_the_pad_is_refused_before_anything_happens(
     block = host.block()
     assert block is not None
     host.kernel.hot_add_memory(Range(4 * GIB, 3000 * GIB - 1))
-    with pytest.raises(NotDoneError, match="RAM has outgrown the control pad"):
+    with pytest.raises(NotDoneError, match="memory has outgrown the control pad"):
         parts.loader.delta(parts.reader.snapshot(), block)
     assert len(host.kernel.calls) == 1
     loaded = parts.loader.full(parts.reader.snapshot())

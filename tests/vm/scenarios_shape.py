@@ -35,7 +35,7 @@ import sys
 from kdumphpd import cli
 from kdumphpd.image.layout import Room
 from kdumphpd.load import loader
-loader.room_for = lambda ram, reserve: Room(pad=int(sys.argv[1]), elfcorehdr=int(sys.argv[2]))
+loader.room_for = lambda *_: Room(pad=int(sys.argv[1]), elfcorehdr=int(sys.argv[2]))
 sys.exit(cli.main(["load"]))
 """
 
@@ -171,7 +171,7 @@ def outgrow_room(vm: Machine) -> Shown:
     plan = _is_in_pieces(vm)
     tight = (plan["control_pad"]["pages_needed"] + 2) * _PAGE
     _load_with_room(vm, tight, plan["reserve"]["size"])
-    updates = _grow(vm, dimms, "delta: RAM has outgrown the control pad: ")
+    updates = _grow(vm, dimms, "delta: memory has outgrown the control pad: ")
     assert len(updates) == 4, "two have room"
 
     plan = _plan(vm)
