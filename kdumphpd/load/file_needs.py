@@ -97,7 +97,7 @@ def _header_size(root: Root, resources: Sequence[Resource], machine: Machine) ->
     reserve = reservations.elfcorehdr_size(root)
     if reserve:
         return reserve + EHDR.size
-    holes = (LOW_MEMORY, *crash_kernel(resources))
+    holes = (LOW_MEMORY, *crash_kernel(resources), *machine.fixed.cma)
     ram = (one.range for one in resources if one.name.startswith("System RAM"))
     ranges = sum(len(subtract([one], holes)) for one in ram)
     return EHDR.size + (machine.fixed.possible_cpus + 2 + ranges) * PHDR.size
