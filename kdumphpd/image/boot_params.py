@@ -1,4 +1,4 @@
-"""The boot_params segment: ``struct boot_params``, the command line, more of the e820 map.
+"""The boot_params segment: ``struct boot_params``, the command line, what setup_data lists.
 
 ``struct boot_params`` (the "zero page", ``arch/x86/include/uapi/asm/bootparam.h``)
 as far as it is touched here; whatever is not in the list stays as the running
@@ -26,12 +26,14 @@ screen_info, acpi_rsdp_addr, EDD and the like::
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from kdumphpd.errors import ImageError, MachineError
+from kdumphpd.image import efi as efi_info
 from kdumphpd.image.bzimage import SETUP_HEADER, SETUP_HEADER_LIMIT, BzImage
 from kdumphpd.image.e820 import E820Entry, E820Type
+from kdumphpd.machine.efi import EfiState
 from kdumphpd.machine.ranges import Range
 
 BOOT_PARAMS_SIZE = 4096
@@ -45,12 +47,14 @@ _SETUP_E820_EXT = 1
 _E820_ENTRY = struct.Struct("<QQI")  # struct boot_e820_entry { __u64 addr, size; __u32 type; }
 _SETUP_DATA = struct.Struct("<QII")  # struct setup_data { __u64 next; __u32 type, len; }
 _ALIGNMENT = 8
+#: As long as a list of setup_data can be; a kernel follows it without looking.
+_MAX_NODES = 16
 
 #: What must not reach the capture kernel, [start, end). As kexec_file_load does
 #: (setup_boot_parameters, arch/x86/kernel/kexec-bzimage64.c): no BIOS memory
-#: sizes, APM or disk geometry; no tboot page and no EFI, whose memory is the dead
-#: kernel's. A sentinel that is not 0 would make the kernel clear most of the page
-#: (sanitize_boot_params).
+#: sizes, APM or disk geometry; no tboot page, and no EFI memory map of a time when the
+#: firmware was not set up yet. A sentinel that is not 0 would make the kernel clear most
+#: of the page (sanitize_boot_params).
 _CLEARED = (
     (0x002, 0x004),  # screen_info.ext_mem_k
     (0x040, 0x054),  # apm_bios_info
@@ -66,13 +70,35 @@ _CLEARED = (
 )
 
 
-def segment_size(command_line: bytes, e820: Sequence[E820Entry]) -> int:
-    """Bytes of the segment that `build` returns for this command line and map."""
-    end = BOOT_PARAMS_SIZE + len(command_line) + 1
-    extended = len(e820) - E820_MAX_ENTRIES_ZEROPAGE
-    if extended > 0:
-        end = _aligned(end) + _SETUP_DATA.size + extended * _E820_ENTRY.size
-    return end
+@dataclass(frozen=True)
+class _Offsets:
+    """Where in the segment what does not fit into struct boot_params begins."""
+
+    e820: int
+    efi: int
+    efi_map: int
+    end: int
+
+    @classmethod
+    def of(cls, command_line: bytes, e820: Sequence[E820Entry], efi: EfiState | None) -> _Offsets:
+        end = BOOT_PARAMS_SIZE + len(command_line) + 1
+        first = _aligned(end)
+        extended = len(e820) - E820_MAX_ENTRIES_ZEROPAGE
+        if extended > 0:
+            end = first + _SETUP_DATA.size + extended * _E820_ENTRY.size
+        node = _aligned(end)
+        efi_map = node
+        if efi is not None:
+            efi_map = _aligned(node + _SETUP_DATA.size + len(efi_info.setup_data(efi)))
+            end = efi_map + len(efi_info.memory_map(efi))
+        return cls(first, node, efi_map, end)
+
+
+def segment_size(
+    command_line: bytes, e820: Sequence[E820Entry], efi: EfiState | None = None
+) -> int:
+    """Bytes of the segment that `build` returns for these."""
+    return _Offsets.of(command_line, e820, efi).end
 
 
 def build(
@@ -82,8 +108,9 @@ def build(
     command_line: bytes,
     initrd: Range | None,
     e820: Sequence[E820Entry],
+    efi: EfiState | None = None,
 ) -> bytes:
-    """Make the segment: boot_params, the command line, and entries beyond 128 of the map.
+    """Make the segment: boot_params, the command line, entries beyond 128 of the map, EFI.
 
     Args:
         base: ``/sys/kernel/boot_params/data`` of the running kernel.
@@ -92,6 +119,7 @@ def build(
         command_line: complete, with ``elfcorehdr=``; without a final zero.
         initrd: physical addresses, None for no initrd.
         e820: the capture kernel's memory map.
+        efi: the firmware as it has been set up; None to say nothing of it.
 
     Raises:
         ImageError: the command line does not fit or holds a zero byte.
@@ -103,14 +131,17 @@ def build(
             "check that /sys is mounted and whole",
         )
     check_command_line(kernel, command_line)
-    segment = bytearray(segment_size(command_line, e820))
+    offsets = _Offsets.of(command_line, e820, efi)
+    segment = bytearray(offsets.end)
     segment[:BOOT_PARAMS_SIZE] = base
     for start, end in _CLEARED:
         segment[start:end] = bytes(end - start)
     _put_setup_header(segment, base, kernel)
     _put_initrd(segment, initrd)
     _put_command_line(segment, address, command_line)
-    _put_e820(segment, address, command_line, e820)
+    if efi is not None:
+        _put_efi(segment, address, efi, offsets)
+    _put_e820(segment, address, e820, offsets.e820)
     return bytes(segment)
 
 
@@ -153,8 +184,18 @@ def _put_command_line(segment: bytearray, address: int, command_line: bytes) -> 
     segment[BOOT_PARAMS_SIZE : BOOT_PARAMS_SIZE + len(command_line)] = command_line
 
 
+def _put_efi(segment: bytearray, address: int, efi: EfiState, offsets: _Offsets) -> None:
+    efi_info.put_info(segment, efi, address + offsets.efi_map)
+    content = efi_info.memory_map(efi)
+    segment[offsets.efi_map : offsets.efi_map + len(content)] = content
+    data = efi_info.setup_data(efi)
+    _put_node(segment, address, offsets.efi, efi_info.SETUP_EFI, len(data))
+    start = offsets.efi + _SETUP_DATA.size
+    segment[start : start + len(data)] = data
+
+
 def _put_e820(
-    segment: bytearray, address: int, command_line: bytes, e820: Sequence[E820Entry]
+    segment: bytearray, address: int, e820: Sequence[E820Entry], extended_at: int
 ) -> None:
     if len(e820) > E820_MAX_ENTRIES_ZEROPAGE:
         # The decompressor reads e820_table only: let it see all RAM there.
@@ -163,11 +204,16 @@ def _put_e820(
     segment[0x1E8] = len(table)
     _put_entries(segment, 0x2D0, table)
     if extended:
-        node = _aligned(BOOT_PARAMS_SIZE + len(command_line) + 1)
         size = len(extended) * _E820_ENTRY.size
-        _SETUP_DATA.pack_into(segment, node, 0, _SETUP_E820_EXT, size)
-        _put_entries(segment, node + _SETUP_DATA.size, extended)
-        struct.pack_into("<Q", segment, 0x250, address + node)
+        _put_node(segment, address, extended_at, _SETUP_E820_EXT, size)
+        _put_entries(segment, extended_at + _SETUP_DATA.size, extended)
+
+
+def _put_node(segment: bytearray, address: int, offset: int, kind: int, size: int) -> None:
+    """Begin a node of setup_data, the first of the list from now on."""
+    (following,) = struct.unpack_from("<Q", segment, 0x250)
+    _SETUP_DATA.pack_into(segment, offset, following, kind, size)
+    struct.pack_into("<Q", segment, 0x250, address + offset)
 
 
 def _put_entries(segment: bytearray, offset: int, entries: Sequence[E820Entry]) -> None:
@@ -185,6 +231,7 @@ class BootParams:
     e820: tuple[E820Entry, ...]
     acpi_rsdp_addr: int
     type_of_loader: int
+    efi: EfiState | None
 
 
 def parse(segment: bytes, address: int) -> BootParams:
@@ -199,29 +246,39 @@ def parse(segment: bytes, address: int) -> BootParams:
         end = segment.index(b"\0", start) if 0 < start < len(segment) else -1
         if end < 0:
             raise ValueError("cmd_line_ptr leads out of the segment")
+        nodes = dict(_read_setup_data(segment, address))
+        extended = nodes.get(_SETUP_E820_EXT, b"")
+        count = min(segment[0x1E8], E820_MAX_ENTRIES_ZEROPAGE)
         return BootParams(
             command_line=bytes(segment[start:end]),
             initrd=Range(initrd_start, initrd_start + initrd_size - 1) if initrd_size else None,
-            e820=_read_e820(segment, address),
+            e820=(
+                *_read_entries(segment, 0x2D0, count),
+                *_read_entries(extended, 0, len(extended) // _E820_ENTRY.size),
+            ),
             acpi_rsdp_addr=struct.unpack_from("<Q", segment, 0x070)[0],
             type_of_loader=segment[0x210],
+            efi=efi_info.parse(segment, address, nodes.get(efi_info.SETUP_EFI, b"")),
         )
     except (struct.error, IndexError) as error:
         raise ValueError(f"the boot_params segment is cut off: {error}") from error
 
 
-def _read_e820(segment: bytes, address: int) -> tuple[E820Entry, ...]:
-    count = min(segment[0x1E8], E820_MAX_ENTRIES_ZEROPAGE)
-    entries = _read_entries(segment, 0x2D0, count)
-    (setup_data,) = struct.unpack_from("<Q", segment, 0x250)
-    if setup_data:
-        node = setup_data - address
-        if node < 0:
+def _read_setup_data(segment: bytes, address: int) -> Iterator[tuple[int, bytes]]:
+    """Type and content of each node."""
+    (following,) = struct.unpack_from("<Q", segment, 0x250)
+    for _ in range(_MAX_NODES):
+        if not following:
+            return
+        node = following - address
+        if not 0 <= node < len(segment):
             raise ValueError("setup_data leads out of the segment")
-        _, kind, size = _SETUP_DATA.unpack_from(segment, node)
-        if kind == _SETUP_E820_EXT:
-            entries += _read_entries(segment, node + _SETUP_DATA.size, size // _E820_ENTRY.size)
-    return entries
+        following, kind, size = _SETUP_DATA.unpack_from(segment, node)
+        start = node + _SETUP_DATA.size
+        if start + size > len(segment):
+            raise ValueError("setup_data is cut off")
+        yield kind, bytes(segment[start : start + size])
+    raise ValueError("setup_data does not end")
 
 
 def _read_entries(segment: bytes, offset: int, count: int) -> tuple[E820Entry, ...]:

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 
 from kdumphpd.errors import ImageError
 from kdumphpd.image import boot_params, e820, parameter_block
+from kdumphpd.image import efi as efi_info
 from kdumphpd.image.bzimage import ENTRY_64BIT, BzImage
 from kdumphpd.image.e820 import E820Entry
 from kdumphpd.image.layout import KernelNeeds, Layout, Room, capacity_gib, page_up, plan
 from kdumphpd.image.parameter_block import ParameterBlock
 from kdumphpd.load.buffers import LockedBuffer
 from kdumphpd.load.segments import Segment
+from kdumphpd.machine.efi import Efi
 from kdumphpd.machine.iomem import Resource
 from kdumphpd.machine.ranges import Range
 from kdumphpd.machine.reservation import Reservation
@@ -46,6 +48,7 @@ class ImagePlan:
         command_line: as the crash kernel gets it, with elfcorehdr=.
         memory_map: the crash kernel's e820 map.
         boot_params: the content of that segment.
+        efi: what it says of EFI, or why it does not.
     """
 
     parts: ImageParts
@@ -54,6 +57,7 @@ class ImagePlan:
     command_line: str
     memory_map: tuple[E820Entry, ...]
     boot_params: bytes
+    efi: Efi
 
     @property
     def entry(self) -> int:
@@ -92,6 +96,7 @@ def make_plan(
     resources: Sequence[Resource],
     cma: Sequence[Range],
     running_boot_params: bytes,
+    firmware: Efi,
 ) -> ImagePlan:
     """Plan an image.
 
@@ -102,6 +107,7 @@ def make_plan(
         resources: all of ``/proc/iomem``.
         cma: RAM beside the reservation that the crash kernel may use.
         running_boot_params: ``/sys/kernel/boot_params/data``.
+        firmware: EFI as the running kernel has set it up.
 
     Raises:
         ImageError: the command line cannot be used; see `complete_command_line`.
@@ -116,12 +122,13 @@ def make_plan(
     command_line = complete_command_line(parts.command_line, header.start)
     memory_map = e820.capture_map(resources, (*reservation.ranges, *cma), header)
     encoded = command_line.encode()
+    efi = efi_info.usable(firmware, kernel, command_line)
     layout = plan(
         reservation.main,
         room,
         needs,
         parts.initrd_size,
-        boot_params.segment_size(encoded, memory_map),
+        boot_params.segment_size(encoded, memory_map, efi.state),
         parameter_block.purgatory_size(),
     )
     content = boot_params.build(
@@ -131,6 +138,7 @@ def make_plan(
         encoded,
         Range(layout.initrd.start, layout.initrd.start + parts.initrd_size - 1),
         memory_map,
+        efi.state,
     )
     return ImagePlan(
         parts=parts,
@@ -139,6 +147,7 @@ def make_plan(
         command_line=command_line,
         memory_map=memory_map,
         boot_params=content.ljust(layout.boot_params.size, b"\0"),
+        efi=efi,
     )
 
 

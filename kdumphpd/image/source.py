@@ -13,7 +13,7 @@ from kdumphpd.image.files import ImageFile
 from kdumphpd.image.layout import Room
 from kdumphpd.image.plan import CrashImage, ImageParts, ImagePlan, make_plan
 from kdumphpd.load.buffers import LockedBuffer
-from kdumphpd.machine import boot_params
+from kdumphpd.machine import boot_params, efi
 from kdumphpd.machine import reservation as reservations
 from kdumphpd.machine.files import Root
 from kdumphpd.machine.snapshot import MachineReader
@@ -94,6 +94,7 @@ class ImageSource:
             resources,
             reader.fixed().cma,
             boot_params.read(root),
+            efi.read(root),
         )
 
     def image(self, plan: ImagePlan, nonce: bytes) -> CrashImage:

@@ -12,6 +12,7 @@ from kdumphpd.image.layout import GIB, PAGE
 from kdumphpd.image.plan import ImagePlan
 from kdumphpd.image.source import ImageSpec
 from kdumphpd.load.loader import Loaded
+from kdumphpd.machine.efi import Efi
 from kdumphpd.machine.ranges import Range, total
 from kdumphpd.machine.snapshot import Machine
 from kdumphpd.report.fields import duration_text
@@ -109,6 +110,7 @@ def plan(planned: ImagePlan, machine: Machine, spec: ImageSpec, pages: int) -> s
         _line("describes", machine_summary(machine)),
         _line("reservation", f"{layout.reservation} {size_text(layout.reservation.size)}"),
         _line("entry", f"{planned.entry:#x} (purgatory)"),
+        *_efi(planned.efi),
         "",
         "segments",
     ]
@@ -141,6 +143,17 @@ def _origins(spec: ImageSpec) -> list[str]:
     return lines
 
 
+def _efi(efi: Efi) -> list[str]:
+    """Whether the crash kernel can call the firmware; nothing where there is no EFI."""
+    if efi.state is not None:
+        ranges = len(efi.state.ranges)
+        return [_line("EFI", f"handed over, {ranges} ranges of memory for its runtime services")]
+    if not efi.obstacle:
+        return []
+    lost = "the crash kernel has no EFI variables (efi-pstore), and resets without it"
+    return [_line("EFI", f"not handed over: {efi.obstacle}; {lost}")]
+
+
 def plan_json(planned: ImagePlan, machine: Machine, spec: ImageSpec, pages: int) -> dict[str, Any]:
     """A plan for programs, arguments as `plan`; addresses and sizes in bytes, ends included."""
     layout, room = planned.layout, planned.room
@@ -155,6 +168,10 @@ def plan_json(planned: ImagePlan, machine: Machine, spec: ImageSpec, pages: int)
         "remark": spec.remark or None,
         "reservation": [layout.reservation.start, layout.reservation.end],
         "entry": planned.entry,
+        "efi": {
+            "handed_over": planned.efi.state is not None,
+            "because": planned.efi.obstacle or None,
+        },
         "segments": [
             {
                 "name": name,

@@ -73,6 +73,10 @@ def test_the_header_of_a_kernel_that_does_not_update_it(tmp_path: Path) -> None:
     needs = read(FakeHost(tmp_path, kernel=kernel))
     # 6 possible CPUs, vmcoreinfo, the kernel's text; 2 ranges of which one is cut in two, 1.
     assert by_name(needs)["elfcorehdr"].size == 64 + 56 * (6 + 2 + 4)
+    # crashkernel=...,cma cuts one more range in two.
+    kernel.reserve_cma(Range(0x20000000, 0x2FFFFFFF))
+    needs = read(FakeHost(tmp_path, kernel=kernel))
+    assert by_name(needs)["elfcorehdr"].size == 64 + 56 * (6 + 2 + 5)
 
 
 def test_memory_that_was_removed_still_has_its_page_tables(host: FakeHost) -> None:

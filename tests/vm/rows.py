@@ -130,7 +130,7 @@ ROWS = (
     Row(
         "hotplug and crash",
         BOOKWORM,
-        scenarios.follow_hotplug,
+        scenarios_shape.follow_hotplug_with_efi,
         MachineOptions(firmware=Firmware.OVMF),
         shape="test -d /sys/firmware/efi",
         in_test=True,
@@ -207,7 +207,7 @@ ROWS = (
     Row(
         "hotplug and crash",
         TRIXIE,
-        scenarios.follow_hotplug_with_kernel,
+        scenarios_shape.follow_hotplug_with_kernel_and_efi,
         MachineOptions(firmware=Firmware.OVMF),
         shape="test -d /sys/firmware/efi",
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tests.vm.rig import GIB, MIB, Dimm, Journal, Machine, expected_ram
@@ -81,6 +81,29 @@ def follow_hotplug_with_cma(vm: Machine, rung: str = "delta") -> Shown:
 def follow_hotplug_with_cma_by_file(vm: Machine) -> Shown:
     """As follow_hotplug_with_cma, by kexec_file_load(2)."""
     return follow_hotplug_with_cma(vm, "file")
+
+
+def follow_hotplug_with_efi(vm: Machine) -> Shown:
+    """As follow_hotplug; the crash kernel has the firmware's runtime services."""
+    return _with_efi(vm, follow_hotplug)
+
+
+def follow_hotplug_with_kernel_and_efi(vm: Machine) -> Shown:
+    """As follow_hotplug_with_kernel; the crash kernel has the firmware's runtime services."""
+    return _with_efi(vm, follow_hotplug_with_kernel)
+
+
+def _with_efi(vm: Machine, story: Callable[[Machine], Shown]) -> Shown:
+    planned = json.loads(vm.guest.run("kdumphpd plan --json"))
+    assert planned["efi"] == {"handed_over": True, "because": None}
+    seen = story(vm)
+    crash_kernel = vm.console.text().split("Linux version ")[-1]
+    assert "elfcorehdr=" in crash_kernel
+    assert re.search(r"efi: EFI v\S+ by EDK II", crash_kernel)
+    # Said only where runtime services are in use (drivers/firmware/efi/efi.c, efisubsys_init).
+    assert "Registered efivars operations" in crash_kernel
+    assert not re.search(r"efi: .*(fail|[Cc]ould not|WARNING)", crash_kernel)
+    return seen
 
 
 def follow_virtio_mem(vm: Machine) -> Shown:

@@ -6,23 +6,34 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.synthetic import pe
 from tests.vm.rig import (
     GIB,
     TRIXIE,
     Dimm,
     Guest,
+    GuestImage,
     Journal,
     Machine,
     Overlay,
     add_product,
     build_or_reuse,
 )
+from tests.vm.rig.product import CONFIG
 from tests.vm.scenarios import audit, crash_is_complete, wait_until_complete
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(1200)]
 
 TREE = Path(__file__).parents[2]
 WITHOUT_KEXEC_LOAD = "[Service]\nSystemCallFilter=~kexec_load\nSystemCallErrorNumber=ENOSYS\n"
+# A load of files takes seconds under emulation: a hundred times as long would be too long.
+HURRY = "[update]\nmax_disarmed_percent = 10\n"
+HAND_OVER_THE_WHOLE = b"""\
+import os
+from kdumphpd.load.syscalls import KEXEC_FILE_ON_CRASH, LiveKernel
+kernel, initrd = (os.open(one, os.O_RDONLY) for one in ("/boot/uki.efi", "/boot/capture.img"))
+LiveKernel().kexec_file_load(kernel, initrd, b"", KEXEC_FILE_ON_CRASH)
+"""
 LOCKDOWN = "/sys/kernel/security/lockdown"
 
 
@@ -64,6 +75,35 @@ def test_an_image_that_the_kernel_made_for_us_is_kept_and_known_again(
         assert audit(vm)["managed_by"] == "kdumphpd"
         assert len(journal.records("updated")) == 1, "nothing was loaded anew"
         dimm = add(vm)
+        wait_until_complete(vm)
+        crash_is_complete(vm, dimm, cpus=1)
+
+
+def test_of_a_unified_kernel_image_the_kernel_gets_what_it_can_load(
+    bookworm: GuestImage, wheel: Path, tmp_path: Path
+) -> None:
+    """From inside of the unit's sandbox, and the crash kernel boots."""
+    overlay = Overlay(tmp_path / "overlay")
+    config = CONFIG.replace("/boot/vmlinuz", "/boot/uki.efi") + HURRY
+    add_product(overlay, bookworm.guest, wheel, TREE / "systemd", config)
+    uki = tmp_path / "uki.efi"
+    kernel = bookworm.kernel.read_bytes()
+    uki.write_bytes(pe([(b".osrel", b"ID=test\n"), (b".linux", kernel), (b".initrd", b"none")]))
+    overlay.copy(uki, "/boot/uki.efi")
+    overlay.write("/etc/systemd/system/kdumphpd.service.d/test.conf", WITHOUT_KEXEC_LOAD)
+    overlay.enable("kdumphpd.service")
+    with Machine(bookworm, tmp_path / "vm", overlay) as vm:
+        vm.guest.wait_for_unit("kdumphpd.service", timeout=120)
+        assert audit(vm)["verdict"] == "complete"
+        # What kdumphpd must never do: the kernel looks at the file when it is too late.
+        _, _, said = vm.guest.try_run("python3 -", stdin=HAND_OVER_THE_WHOLE)
+        assert "Exec format error" in said, "the kernel takes the whole: this shows nothing"
+        assert vm.guest.read("/sys/kernel/kexec_crash_loaded").strip() == "0"
+        vm.guest.run("systemctl restart kdumphpd", timeout=120)
+        assert audit(vm)["verdict"] == "complete"
+        dimm = add(vm)
+        (updated,) = Journal(vm.guest).wait_for(1, "updated", timeout=300)
+        assert updated["KDUMPHPD_BACKEND"] == "file"
         wait_until_complete(vm)
         crash_is_complete(vm, dimm, cpus=1)
 
