@@ -251,7 +251,8 @@ class CrashHotplugKernel(FakeKernel):
             "initrd": initrd,
         }
         for name, content in contents.items():
-            self.write_image(places[name].mem, content)
+            # The rest of a segment is zeros (kernel/kexec_core.c, kimage_load_crash_segment).
+            self.write_image(places[name].mem, content.ljust(places[name].memsz, b"\0"))
         self.entry = places["purgatory"].mem
         self._all_cpus = True
 
