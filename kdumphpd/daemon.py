@@ -6,7 +6,7 @@ import contextlib
 import selectors
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kdumphpd.adopter import Adopter
@@ -101,11 +101,18 @@ class Loop:
                 # Before and after what may take as long as the watchdog waits.
                 self._notifier.watchdog()
                 for key, _ in ready:
-                    key.data()
+                    self._guard(key.data)
                 if not self._stopping:
-                    self._service.turn()
+                    self._guard(self._service.turn)
                 self._notifier.watchdog()
         self._notifier.stopping()
+
+    def _guard(self, step: Callable[[], object]) -> None:
+        """Do one thing; whatever it raises must not end the service."""
+        try:
+            step()
+        except Exception as error:
+            self._service.unforeseen(error)
 
     def _patience(self) -> float:
         wait = max(0, self._service.deadline - monotonic_usec()) / 1e6

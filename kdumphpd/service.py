@@ -7,13 +7,13 @@ does is recorded; what it cannot mend it tries again at growing gaps.
 from __future__ import annotations
 
 import contextlib
-import enum
 from collections.abc import Callable
 from dataclasses import replace
 
 from kdumphpd.adopter import LOCK_SECONDS, Adopter, Sight
 from kdumphpd.audit.audit import audit
 from kdumphpd.audit.compare import Verdict
+from kdumphpd.charge import Charge, Due
 from kdumphpd.distribution.adoption import Owner, Reason
 from kdumphpd.distribution.hotplug_rules import RulesKeeper
 from kdumphpd.errors import BusyError, KdumphpdError
@@ -34,16 +34,6 @@ from kdumphpd.report.summary import (
 )
 
 _RELOAD = "systemctl reload kdumphpd loads it again"
-
-
-class Due(enum.Enum):
-    """What the next look has to do although no uevent asks for it."""
-
-    NOTHING = "nothing"
-    HEADER = "header"  # an audit found the header stale
-    IMAGE = "image"  # an audit found the image damaged
-    RELOAD = "reload"  # the image of a new configuration could not be loaded
-    REARM = "rearm"  # nothing is loaded, by a failure of ours
 
 
 class Service:
@@ -69,15 +59,9 @@ class Service:
         self._clock = clock
         self._adopter = adopter
         self._rules = rules
-        self._host = open_host()
-        self._burst = Burst.begin(Pace.of(self._host.config), clock())
+        self._charge = Charge(open_host())
+        self._burst = Burst.begin(Pace.of(self._charge.host.config), clock())
         self._say = Account(reporter, lambda: self._burst.uevents)
-        self._due = Due.NOTHING
-        self._ours = False  # the last look found our image
-        self._blind = False  # the last look found nothing that can be read
-        # We are able and willing to keep what is loaded: then, and only then, the
-        # distribution's hotplug rule is not in force.
-        self._keeps = False
 
     @property
     def deadline(self) -> int:
@@ -98,11 +82,11 @@ class Service:
                 or a CRIT record says that nothing is.
         """
         try:
-            self._host.keeper.look()
+            self._charge.host.keeper.look()
         except KdumphpdError as error:
             self._start_blind(error)
             return
-        with self._adopter.sight(self._host) as sight:
+        with self._adopter.sight(self._charge.host) as sight:
             look = sight.look
             if sight.keep:
                 text = "the loaded image is the configured one"
@@ -118,7 +102,7 @@ class Service:
                 armed = mended.armed if mended else look.state is not State.UNLOADED
                 details = replace(look_details(look), armed=armed)
                 self._say.record(Kind.STARTED, f"watching; {self._say.status}", details)
-            self._use(sight.host)
+            self._charge.use(sight.host)
         self._mind_rules(again=True)
         self._hint()
 
@@ -127,18 +111,13 @@ class Service:
 
         Where kdump's own image is still loaded, its hotplug rule does more for that than we.
         """
-        return self._host.owner is Owner.CONFIGURATION or (
+        return self._charge.host.owner is Owner.CONFIGURATION or (
             mended.armed and not (mended.busy or mended.overtaken)
         )
 
     def _start_blind(self, error: KdumphpdError) -> None:
         """Go on where the kernel keeps an image that nobody may read; else raise ``error``."""
-        root = self._host.root
-        try:
-            kept = reservations.crash_loaded(root) and reservations.kernel_updates(root)
-        except KdumphpdError:
-            kept = False
-        if not kept:
+        if not reservations.kept_by_kernel(self._charge.host.root):
             raise error
         self._say.complain(f"cannot look: {error}", Verdict.UNKNOWN)
         details = Details(armed=True, backend="kernel", verdict=Verdict.UNKNOWN.value)
@@ -162,7 +141,7 @@ class Service:
                 text = f"the old configuration stays: {error}"
                 self._say.record(Kind.STATUS, text, Details(), Priority.ERR)
                 return
-            self._use(sight.host)
+            self._charge.use(sight.host)
             self._reloaded(sight)
         self._mind_rules(again=True)
         self._hint()
@@ -170,9 +149,9 @@ class Service:
     def _reloaded(self, sight: Sight) -> None:
         self._burst = self._burst.paced(Pace.of(sight.host.config), self._clock())
         self._say.begin_anew()
-        self._due = Due.NOTHING
+        self._charge.due = Due.NOTHING
         if sight.adopt and sight.host.owner is Owner.CONFIGURATION:
-            self._due = Due.REARM if sight.look.state is State.UNLOADED else Due.RELOAD
+            self._charge.due = Due.REARM if sight.look.state is State.UNLOADED else Due.RELOAD
         if sight.keep:
             text = "configuration read again, the image is the same"
             self._say.record(Kind.ADOPTED, text, look_details(sight.look))
@@ -180,7 +159,7 @@ class Service:
 
     def files_changed(self) -> None:
         """Note that files of the host's kdump changed."""
-        self._adopter.drain(self._host)
+        self._adopter.drain(self._charge.host)
 
     def uevents(self, drained: Drained) -> None:
         """Note uevents that came in."""
@@ -202,28 +181,37 @@ class Service:
             self._audit()
         self._mind_rules(again=adopts)
 
+    def unforeseen(self, error: Exception) -> None:
+        """Go on after an error that nobody thought of: say where, and give the rules back."""
+        now = self._clock()
+        self._charge.keeps = False
+        self._adopter.failed()
+        self._burst = self._burst.checked(now, None, Outcome.FAILED)
+        self._say.complain_of_us(error)
+        self._mind_rules()
+
     def report_status(self) -> None:
         """Audit now and record the result (SIGUSR1)."""
-        found = audit(self._host.root, self._host.reader)
-        self._say.audited(Kind.STATUS, verdict_text(found), found, blind=self._blind)
+        found = audit(self._charge.host.root, self._charge.host.reader)
+        self._say.audited(Kind.STATUS, verdict_text(found), found, blind=self._charge.blind)
 
     def stop(self) -> None:
         """Say that nobody keeps the image from here on."""
         text = "stopped; what is loaded stays, nothing keeps it current"
         self._say.record(Kind.STOPPED, text, Details())
-        self._host.source.close()
+        self._charge.host.source.close()
 
     def _check(self) -> None:
         fingerprint: object = None
-        self._ours = self._blind = False
+        self._charge.ours = self._charge.blind = False
         try:
-            look = self._host.keeper.look()
+            look = self._charge.host.keeper.look()
         except KdumphpdError as error:
-            outcome, self._blind, self._keeps = Outcome.FAILED, True, False
+            outcome, self._charge.blind, self._charge.keeps = Outcome.FAILED, True, False
             self._say.complain(f"cannot look: {error}", Verdict.UNKNOWN)
         else:
             fingerprint = (look.machine, look.state)
-            self._ours = look.ours
+            self._charge.ours = look.ours
             self._say.note_choice(self._say.choice.looked(look), look)
             outcome = self._answer(look)
         self._burst = self._burst.checked(self._clock(), fingerprint, outcome)
@@ -232,25 +220,27 @@ class Service:
 
     def _answer(self, look: Look) -> Outcome:
         unloaded = look.state is State.UNLOADED
-        if look.state is State.FOREIGN or (unloaded and self._due is not Due.REARM):
-            if self._host.owner is Owner.KDUMP:
+        if look.state is State.FOREIGN or (unloaded and self._charge.due is not Due.REARM):
+            if self._charge.host.owner is Owner.KDUMP:
                 self._adopter.noticed(look)
             else:
                 self._stay_out(look)
             return Outcome.CURRENT
-        if look.state is State.CURRENT and self._due in (Due.NOTHING, Due.HEADER):
-            self._due = Due.NOTHING
-            self._keeps = self._keeps or self._can_keep(look)
+        if look.state is State.CURRENT and self._charge.due in (Due.NOTHING, Due.HEADER):
+            self._charge.due = Due.NOTHING
+            self._charge.keeps = self._charge.keeps or self._charge.host.keeper.can_keep(look)
             self._say.current(look)
             return Outcome.CURRENT
         if look.state is State.DAMAGED:
-            self._due = Due.IMAGE
+            self._charge.due = Due.IMAGE
         patience = self._burst.pace.interval_usec
-        if self._due is Due.NOTHING and self._say.choice.leaves(look, self._clock(), patience):
+        if self._charge.due is Due.NOTHING and self._say.choice.leaves(
+            look, self._clock(), patience
+        ):
             self._say.status = "stale: the kernel, which updates this header, gets time to do so"
             return Outcome.HELD
         # Where nothing is loaded, or nothing that would start, there is no protection to lose.
-        armed = not unloaded and self._due is not Due.IMAGE
+        armed = not unloaded and self._charge.due is not Due.IMAGE
         if armed and not self._burst.may_update(self._clock()):
             self._say.status = f"{look.state.value}: an update waits, the last one was just now"
             return Outcome.HELD
@@ -259,7 +249,7 @@ class Service:
     def _load_due(self, look: Look) -> Outcome:
         """Load what is due, unless kdump is at work."""
         try:
-            with self._host.lock.held(LOCK_SECONDS):
+            with self._charge.host.lock.held(LOCK_SECONDS):
                 self._adopter.held_up("")
                 return Outcome.UPDATED if self._act(look) else Outcome.FAILED
         except BusyError as error:
@@ -275,7 +265,9 @@ class Service:
     def _adopt(self) -> None:
         """See what the host's kdump did, and follow it."""
         try:
-            with self._adopter.sight(self._host, lost_by_us=self._due is Due.REARM) as sight:
+            with self._adopter.sight(
+                self._charge.host, lost_by_us=self._charge.due is Due.REARM
+            ) as sight:
                 armed = sight.look.state is not State.UNLOADED
                 if sight.adopt and armed and not self._burst.may_update(self._clock()):
                     self._adopter.postponed(self._burst.rest_until)
@@ -286,24 +278,19 @@ class Service:
                     mended = self._follow(sight, kind, sight.resolution.reason.value)
                     loaded = bool(mended and mended.loaded)
         except KdumphpdError as error:
-            self._keeps = False
+            self._charge.keeps = False
             self._adopter.failed()
             self._say.complain(f"cannot look: {error}", Verdict.UNKNOWN)
             return
-        if sight.host is self._host:
+        if sight.host is self._charge.host:
             return
         if loaded or sight.keep or not sight.look.ours:
-            self._use(sight.host)
+            self._charge.use(sight.host)
             self._hint()
         else:
             # What is loaded is of the earlier answer, whose files are open.
             sight.host.source.close()
             self._adopter.forget()
-
-    def _use(self, host: Host) -> None:
-        if host is not self._host:
-            self._host.source.close()
-            self._host = host
 
     def _follow(self, sight: Sight, kind: Kind, what: str) -> Mended | None:
         """Do what a look asks for; what came of the load if it asks for one."""
@@ -319,9 +306,9 @@ class Service:
                 return mended
         elif sight.wait:
             self._say.status = f"kdump is at work: {sight.busy}"
-            self._keeps = sight.look.ours or self._keeps
+            self._charge.keeps = sight.look.ours or self._charge.keeps
         elif sight.keep:
-            self._keeps = self._can_keep(sight.look)
+            self._charge.keeps = sight.host.keeper.can_keep(sight.look)
         else:
             self._stay_out(sight.look, sight)
         remark = self._adopter.remark(sight)
@@ -330,13 +317,9 @@ class Service:
         self._adopter.done(sight)
         return mended
 
-    def _can_keep(self, look: Look) -> bool:
-        """Whether what is loaded can be made current, should it become stale."""
-        return look.ours and self._host.keeper.can_load(look)
-
     def _mind_rules(self, *, again: bool = False) -> None:
         """Have the distribution's hotplug rule in force exactly while we do not keep the image."""
-        if self._rules.follow(self._keeps, again=again):
+        if self._rules.follow(self._charge.keeps, again=again):
             self._hint()
         problem = self._rules.problem and f"hotplug rules: {self._rules.problem}"
         self._say.trouble("rules", problem)
@@ -354,18 +337,22 @@ class Service:
 
     def _act(self, look: Look) -> bool:
         """Load what is due; whether it succeeded."""
-        if look.state is State.STALE and self._due is not Due.IMAGE:
-            return self._mend(look, Kind.REPAIRED if self._due is Due.HEADER else Kind.UPDATED)
+        if look.state is State.STALE and self._charge.due is not Due.IMAGE:
+            return self._mend(
+                look, Kind.REPAIRED if self._charge.due is Due.HEADER else Kind.UPDATED
+            )
         what = {Due.IMAGE: "the image was damaged", Due.RELOAD: "the configured image is loaded"}
-        if self._host.keeper.look().state is not look.state:
+        if self._charge.host.keeper.look().state is not look.state:
             self._say.status = "trying again: another program loaded or unloaded an image meanwhile"
             return False
-        mended = self._host.keeper.load(look.machine)
-        return self._report_load(Kind.REPAIRED, what.get(self._due, "armed again"), look, mended)
+        mended = self._charge.host.keeper.load(look.machine)
+        return self._report_load(
+            Kind.REPAIRED, what.get(self._charge.due, "armed again"), look, mended
+        )
 
     def _stay_out(self, look: Look, sight: Sight | None = None) -> None:
         """What is loaded, or not, is somebody's decision: respect it, and say so once."""
-        self._due, self._keeps = Due.NOTHING, False
+        self._charge.due, self._charge.keeps = Due.NOTHING, False
         if look.state is State.FOREIGN:
             kind, text = Kind.FOREIGN, "another program loaded its own image, leaving it alone"
         else:
@@ -376,7 +363,7 @@ class Service:
 
     def _mend(self, look: Look, kind: Kind) -> bool:
         change = str(look.change) if look.change else "the loaded header cannot be read"
-        return self._report_load(kind, change, look, self._host.keeper.mend(look))
+        return self._report_load(kind, change, look, self._charge.host.keeper.mend(look))
 
     def _report_load(self, kind: Kind, what: str, look: Look, mended: Mended) -> bool:
         """Note and record what came of a load; whether it succeeded."""
@@ -384,9 +371,9 @@ class Service:
         if loaded is None:
             self._report_failure(look, mended)
             return False
-        if loaded.backend != "delta" or self._due is not Due.RELOAD:
-            self._due = Due.NOTHING
-        self._keeps = True
+        if loaded.backend != "delta" or self._charge.due is not Due.RELOAD:
+            self._charge.due = Due.NOTHING
+        self._charge.keeps = True
         if not loaded.kept:
             # Where nothing was loaded, the call took no protection away.
             cost = loaded.unarmed_usec if look.state is not State.UNLOADED else 0
@@ -402,11 +389,11 @@ class Service:
             self._say.status = f"trying again: {problem}"
             return
         # Whatever the distribution's rule can do is more than we can now.
-        self._keeps = False
+        self._charge.keeps = False
         if not mended.armed:
-            self._due = Due.REARM
+            self._charge.due = Due.REARM
             self._say.complain(problem, Verdict.UNLOADED)
-        elif self._due is Due.IMAGE:
+        elif self._charge.due is Due.IMAGE:
             self._say.complain(problem, Verdict.DAMAGED)
         else:
             current = look.state is State.CURRENT
@@ -414,29 +401,31 @@ class Service:
 
     def _close_burst(self, outcome: Outcome) -> None:
         burst = self._burst
-        if self._blind:
+        if self._charge.blind:
             return  # that is said already
         uevents = counted(burst.uevents, "uevent")
         idle = not burst.updates and not self._say.choice.managed
-        if burst.uevents and idle and self._ours and outcome is Outcome.CURRENT:
+        if burst.uevents and idle and self._charge.ours and outcome is Outcome.CURRENT:
             text = f"{uevents} changed nothing that a vmcore needs"
             self._say.record(Kind.UNCHANGED, text, Details(armed=True))
         elif burst.updates or burst.uevents:
             # Our loads were verified by their digest already; this is about the machine.
-            found = audit(self._host.root, self._host.reader, verify=False)
+            found = audit(self._charge.host.root, self._charge.host.reader, verify=False)
             text = f"{counted(burst.updates, 'update')} for {uevents}; {verdict_text(found)}"
-            self._say.audited(Kind.AUDITED, text, found, blind=self._blind, updates=burst.updates)
+            self._say.audited(
+                Kind.AUDITED, text, found, blind=self._charge.blind, updates=burst.updates
+            )
 
     def _audit(self) -> None:
-        found = audit(self._host.root, self._host.reader)
-        self._say.audited(Kind.AUDITED, verdict_text(found), found, blind=self._blind)
+        found = audit(self._charge.host.root, self._charge.host.reader)
+        self._say.audited(Kind.AUDITED, verdict_text(found), found, blind=self._charge.blind)
         if found.managed_by == "kdumphpd" and found.verdict is Verdict.DAMAGED:
-            self._due = Due.IMAGE
+            self._charge.due = Due.IMAGE
         elif found.managed_by == "kdumphpd" and found.verdict is Verdict.STALE:
-            self._due = Due.HEADER if self._due is Due.NOTHING else self._due
+            self._charge.due = Due.HEADER if self._charge.due is Due.NOTHING else self._charge.due
         # Back-off ends after a while, what is due does not; and that another program's
         # image is loaded, or none, is for the next look to see and say.
-        ask = self._due is not Due.NOTHING or found.managed_by != "kdumphpd"
+        ask = self._charge.due is not Due.NOTHING or found.managed_by != "kdumphpd"
         self._burst = self._burst.audited(self._clock(), stale=ask)
 
     def _hint(self) -> None:

@@ -210,9 +210,9 @@ class Keeper:
                 return Mended(taken, (), armed=True, ruled_out=way.above(way.rungs[0]))
         return self.load(machine)
 
-    def can_load(self, look: Look) -> bool:
-        """Whether there is any way to mend what was looked at, should it become stale."""
-        return bool(self._rungs.route(own_image=look.block is not None).rungs)
+    def can_keep(self, look: Look) -> bool:
+        """Whether what was looked at is ours, and can be mended should it become stale."""
+        return look.ours and bool(self._rungs.route(own_image=look.block is not None).rungs)
 
     def _climb(self, machine: Machine, block: ParameterBlock | None) -> Mended:
         """Try one rung after the other; each that fails is followed by the next at once."""

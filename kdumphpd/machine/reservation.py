@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from kdumphpd.errors import MachineError
+from kdumphpd.errors import KdumphpdError, MachineError
 from kdumphpd.machine import iomem
 from kdumphpd.machine.files import Root
 from kdumphpd.machine.iomem import Resource
@@ -61,6 +61,14 @@ def kernel_updates(root: Root) -> bool:
     """
     name = root.first_existing(*_HOTPLUG)
     return name is not None and bool(ask_again(root, lambda: root.read_text(name) == "1"))
+
+
+def kept_by_kernel(root: Root) -> bool:
+    """Whether an image is loaded that the kernel itself keeps current, as far as it says."""
+    try:
+        return crash_loaded(root) and kernel_updates(root)
+    except KdumphpdError:
+        return False
 
 
 def ask_again(root: Root, ask: Callable[[], int]) -> int:

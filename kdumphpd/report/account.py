@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -94,6 +95,15 @@ class Account:
             Details(armed=None if unknown else not unloaded, verdict=verdict.value),
             Priority.ERR if unknown else Priority.CRIT,
         )
+
+    def complain_of_us(self, error: Exception) -> None:
+        """Record an error of our own making, with its place in the source."""
+        *_, last = traceback.extract_tb(error.__traceback__) or [None]
+        where = f" at {last.filename}:{last.lineno}" if last else ""
+        text = f"an error in kdumphpd itself, please report it: {error!r}{where}"
+        self.status = text
+        if self._trouble.is_new(text):
+            self.record(Kind.FALLBACK, f"{text}; trying again", Details(), Priority.CRIT)
 
     def stays_out(self, kind: Kind, text: str, look: Look, priority: Priority) -> None:
         """What is loaded, or not, is somebody's decision, and respected: said once."""

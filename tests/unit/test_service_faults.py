@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from typing import NoReturn
 
 import pytest
 
@@ -169,3 +170,40 @@ def test_a_foreign_image_ends_our_own_wish_to_be_armed(host: FakeHost, service: 
     host.settle(service)
     assert not host.kernel.loaded, "unloaded by somebody else, not by us"
     assert [call.error for call in host.kernel.calls] == [errno.ENOMEM] * 2
+
+
+# --- what nobody thought of ------------------------------------------------------------
+
+
+def test_an_error_of_our_own_is_crit_gives_the_rules_back_and_is_tried_again(
+    host: FakeHost, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert host.rules.ours
+
+    def broken() -> NoReturn:
+        raise OverflowError("a number nobody thought of")
+
+    reader = service._charge.host.reader
+    monkeypatch.setattr(reader, "resources", broken)
+    times = []
+    service.uevents(uevents())
+    for _ in range(6):
+        host.clock.now = max(host.clock.now, service.deadline)
+        with pytest.raises(OverflowError) as caught:
+            service.turn()
+        service.unforeseen(caught.value)
+        times.append(host.clock.now)
+    (said,) = host.records
+    assert said.priority is Priority.CRIT
+    assert "OverflowError" in said.message
+    assert "test_service_faults.py" in said.message
+    assert not host.rules.ours
+    gaps = [later - earlier for earlier, later in zip(times, times[1:])]
+    assert gaps == sorted(gaps)
+    assert gaps[-1] > gaps[0] > 0
+
+    monkeypatch.undo()
+    host.kernel.hot_add_memory(DIMM)
+    host.settle(service)
+    host.assert_complete()
+    assert host.rules.ours
