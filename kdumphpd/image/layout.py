@@ -101,7 +101,13 @@ def room_for(
     """
     least = _FIXED_PAGES + 4 + _LEAST_CAPACITY_GIB + 4
     pages = max(4 * control_pages(ram), 2 * control_pages(mapped), least, 2 * overrun // PAGE)
-    return Room(pad=-(-pages * PAGE // _MIB) * _MIB, elfcorehdr=page_up(elfcorehdr_reserve))
+    return Room(_mib(pages * PAGE) * _MIB, page_up(elfcorehdr_reserve))
+
+
+def least_room(mapped: Iterable[Range], elfcorehdr_reserve: int, overrun: int = 0) -> Room:
+    """Room for what is mapped now; arguments as `room_for`."""
+    pad = max(control_pages(mapped) * PAGE, overrun + 1)
+    return Room(_mib(pad) * _MIB, page_up(elfcorehdr_reserve))
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kdumphpd.audit import read_back
-from kdumphpd.errors import KdumphpdError, LoadError, PermissionMissingError
+from kdumphpd.errors import KdumphpdError, LoadError, MachineError, PermissionMissingError
 from kdumphpd.header import elfcorehdr
-from kdumphpd.image.layout import Room, control_pages, room_for
+from kdumphpd.image.layout import Room, control_pages, least_room, room_for
 from kdumphpd.image.parameter_block import ParameterBlock
 from kdumphpd.image.plan import ImagePlan, header_segment
 from kdumphpd.image.source import ImageSource
@@ -37,8 +37,6 @@ from kdumphpd.machine.ranges import Range
 from kdumphpd.machine.snapshot import Machine, MachineReader, total_ram
 
 _FLAGS = KEXEC_ON_CRASH | KEXEC_ARCH_X86_64
-#: A pad that was too small is doubled, up to a quarter of the reservation.
-_OVERRUN_SHARE = 8
 
 
 class NotDoneError(KdumphpdError):
@@ -128,20 +126,29 @@ class Loader(HostLoader):
             keep: take over this image's room for growth if it is enough, so that
                 the plan is the one it was loaded from.
         """
-        return self._source.plan(self._root, self._reader, self._room(machine, keep))
-
-    def _room(self, machine: Machine, keep: ParameterBlock | None) -> Room:
         if keep is not None:
-            room = Room(keep.control_pad.size, keep.elfcorehdr.size)
-            if not self._outgrown(machine, room):
-                return room
+            kept = Room(keep.control_pad.size, keep.elfcorehdr.size)
+            if not self._outgrown(machine, kept):
+                return self._source.plan(self._root, self._reader, kept)
+        generous, least = self._rooms(machine)
+        try:
+            return self._source.plan(self._root, self._reader, generous)
+        except MachineError:
+            # Room for growth must not keep an image out that fits without.
+            return self._source.plan(self._root, self._reader, least)
+
+    def _rooms(self, machine: Machine) -> tuple[Room, Room]:
+        """The room for a new image that we would like, and the least it can do with."""
         reserve = elfcorehdr.reserve_size(
             machine.fixed.possible_cpus,
             len(machine.ram),
             reservations.elfcorehdr_size(self._root),
         )
-        overrun = min(self._overrun, self._reservation().size // _OVERRUN_SHARE)
-        return room_for(machine.all_ram, self._reader.mapped(), reserve, overrun)
+        mapped = self._reader.mapped()
+        return (
+            room_for(machine.all_ram, mapped, reserve, self._overrun),
+            least_room(mapped, reserve, self._overrun),
+        )
 
     def _outgrown(self, machine: Machine, room: Room) -> str:
         """Why a load for ``machine`` does not stay within ``room``; empty if it does."""

@@ -61,7 +61,7 @@ class FakeMachine:
         self.gbpages = gbpages
         self.possible = possible
         self._resources = [(one, "System RAM") for one in sorted(ram)]
-        self._devices: list[tuple[Range, str]] = []
+        self.devices: list[tuple[Range, str]] = []
         # The first MiB is mapped whole (arch/x86/mm/init.c, init_mem_mapping).
         self.pfn_mapped = merge([Range(0, MIB - 1), *map(_whole_pages, ram)])
         self._cpus: set[int] = set()
@@ -132,13 +132,13 @@ class FakeMachine:
 
         mm/memremap.c, memremap_pages: persistent memory, a PCI BAR for peer-to-peer DMA.
         """
-        self._devices.append((added, name))
+        self.devices.append((added, name))
         self._map(added)
         self._write_memory_files()
 
     def unplug_device_memory(self, removed: Range) -> None:
         """Gone from iomem; from pfn_mapped nothing goes."""
-        self._devices = [one for one in self._devices if one[0] != removed]
+        self.devices = [one for one in self.devices if one[0] != removed]
         self._write_memory_files()
 
     def _map(self, added: Range) -> None:
@@ -319,7 +319,7 @@ class FakeMachine:
         ]
         if self.low_reservation:
             inner.append((self.low_reservation, "Crash kernel"))
-        return [*self._resources, *self._devices, *fake_files.firmware_resources(self.ram), *inner]
+        return [*self._resources, *self.devices, *fake_files.firmware_resources(self.ram), *inner]
 
 
 def _whole_pages(one: Range) -> Range:

@@ -25,6 +25,8 @@ from tests.unit.host_fixture import GIB, FakeHost, uevents
 
 DIMMS = [Range((4 + one) * GIB, (5 + one) * GIB - 1) for one in (0, 1, 3, 4)]
 CPUS = range(2, 6)
+#: More than the pad of an image has page tables for.
+DEVICE = Range(1 << 42, (1 << 42) + 1400 * GIB - 1)
 #: Longer than back-off at its slowest, and several audits.
 LONG = 6 * 3600
 
@@ -88,6 +90,13 @@ class FaultyHost(RuleBasedStateMachine):
             self.kernel.hot_add_cpu(cpu)
         self.changes += 1
         self.send(count)
+
+    @precondition(lambda self: not self.kernel.devices)
+    @rule(name=st.sampled_from(["Persistent Memory", "0000:03:00.0"]))
+    def a_device_s_memory_is_mapped(self, name: str) -> None:
+        self.kernel.map_device_memory(DEVICE, name)
+        # The next load may be a delta that goes beyond the pad, and is followed by a full one.
+        self.changes += 1
 
     @rule(count=st.integers(0, 3), lost=st.booleans())
     def uevents_about_nothing(self, count: int, lost: bool) -> None:

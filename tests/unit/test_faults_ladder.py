@@ -9,8 +9,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, rule
 
+from kdumphpd.machine.ranges import Range
 from tests.unit.hotplug_host import HotplugHost
 from tests.unit.test_faults import FaultyHost
+
+CMA = Range(0x20000000, 0x23FFFFFF)
 
 
 class FaultyLadder(FaultyHost):
@@ -24,10 +27,16 @@ class FaultyLadder(FaultyHost):
     def ours(self) -> bool:
         return self.kernel.loaded and self.host.audit().managed_by == "kdumphpd"
 
-    @initialize()
-    def start(self) -> None:
+    @initialize(cma=st.booleans())
+    def start(self, cma: bool = False) -> None:
         self.updates_dropped = self.switches = 0
+        if cma:
+            self.host.kernel.reserve_cma(CMA)
         super().start()
+
+    @rule(pauses=st.integers(1, 3))
+    def the_kernel_writes_the_header(self, pauses: int) -> None:
+        self.host.kernel.write_header(pauses)
 
     @rule(count=st.integers(1, 3))
     def the_kernel_drops_updates(self, count: int) -> None:

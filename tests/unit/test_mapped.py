@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
+from typing import cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from kdumphpd.errors import MachineError
 from kdumphpd.image.layout import PAGE
 from kdumphpd.load.keeper import Keeper, State
+from kdumphpd.machine import mapped
+from kdumphpd.machine.kcore import START_KERNEL_MAP, AddressMap, Mapping, PhysicalMemory
 from kdumphpd.machine.ranges import Range, merge
 from kdumphpd.machine.snapshot import MachineReader
-from tests.unit.fake_kernel import FakeKernel
+from tests.unit.fake_kernel import MIB, FakeKernel
 from tests.unit.host_fixture import DIMM, GIB, OTHER_DIMM, FakeHost
 
 #: More than a pad for a TiB of RAM has page tables for.
 LARGE = Range(1 << 42, (1 << 42) + 3000 * GIB - 1)
+SMALLER = Range(1 << 42, (1 << 42) + 1400 * GIB - 1)
+TEXT = Mapping(0x1000000, START_KERNEL_MAP + 0x1000000, 1 << 20)
 
 
 @pytest.fixture
@@ -100,6 +109,44 @@ def test_a_remedy_that_was_needed_is_not_needed_again(host: FakeHost) -> None:
     assert again.keeper.mend(again.keeper.look()).loaded
     assert host.kernel.calls[-1].names == ("elfcorehdr",)
     host.assert_complete()
+
+
+def test_room_for_growth_does_not_keep_an_image_out(tmp_path: Path) -> None:
+    """Twice of what is mapped would not fit into the reservation, what is mapped does."""
+    host = FakeHost(tmp_path, crashkernel=64 * MIB)
+    host.kernel.map_device_memory(SMALLER)
+    parts = host.load()
+    assert parts.keeper.matches(parts.keeper.look())
+    assert updated(host, parts.keeper) == [("elfcorehdr",)] * 2
+
+
+def test_a_pad_that_cannot_be_doubled_is_made_as_large_as_it_can(tmp_path: Path) -> None:
+    host = FakeHost(tmp_path, crashkernel=64 * MIB)
+    host.kernel.map_device_memory(SMALLER, "0000:03:00.0")
+    parts = host.load()
+    assert updated(host, parts.keeper)[-1] == ("elfcorehdr",)
+
+
+@given(st.binary(max_size=96), st.integers(-(1 << 31), (1 << 31) - 1))
+def test_any_list_is_in_order_or_none(data: bytes, count: int) -> None:
+    class Memory:
+        """The two variables, wherever they lie."""
+
+        def address_map(self) -> AddressMap:
+            return AddressMap(TEXT, 0xFFFF888000000000, ())
+
+        def read(self, address: int, size: int) -> bytes:
+            content = struct.pack("<i", count) if address == TEXT.paddr else data
+            if size > len(content):
+                raise MachineError("not there")
+            return content[:size]
+
+    found = mapped.of_kernel(
+        cast("PhysicalMemory", Memory()),
+        {"nr_pfn_mapped": TEXT.vaddr, "pfn_mapped": TEXT.vaddr + 64},
+    )
+    assert found == merge(found)
+    assert not found or any(one.start <= TEXT.paddr <= one.end for one in found)
 
 
 @pytest.mark.parametrize(
