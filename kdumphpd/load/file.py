@@ -55,10 +55,10 @@ class FileLoader(HostLoader):
             )
         armed = reservations.crash_loaded(self._root)
         command_line = self._command_line()
+        digest = self.image_digest()  # has the files read, and opened anew if they were replaced
         misfit = self._misfit(machine, command_line)
         if misfit and armed:
             raise MachineError(f"not loading: {misfit.problem}", misfit.remedy)
-        digest = self.image_digest()  # has the files read, and opened anew if they were replaced
         with self._kernel_file.chosen(armed=armed) as kernel:
             initrd = self._source.files()[1].fd
             try:
@@ -95,10 +95,10 @@ class FileLoader(HostLoader):
             MachineError: the running kernel does not say what is needed.
         """
         kernel = self._source.kernel(self._reader)
-        check_command_line(kernel, b" " * file_needs.ELFCOREHDR_ARGUMENT + command_line)
         place = self._reservation()
         initrd = self._source.files()[1].size()
         needs = file_needs.read(self._root, self._reader, machine, kernel, initrd, command_line)
+        check_command_line(kernel, b" " * needs.arguments + command_line)
         return file_placement.misfit(place, needs, total_ram(self._root))
 
     def _read_back(self, command_line: bytes) -> FoundHeader:

@@ -30,7 +30,7 @@ _BOOT_PARAMS = "/sys/kernel/boot_params/data"
 _MIN_KERNEL_LOAD_ADDR = 0x100000
 _MIN_INITRD_LOAD_ADDR = 0x1000000
 #: "elfcorehdr=0x" and 16 digits and a space: MAX_ELFCOREHDR_STR_LEN; "dmcryptkeys=0x": one more.
-ELFCOREHDR_ARGUMENT = 30
+_ELFCOREHDR_ARGUMENT = 30
 _KEYS_ARGUMENT = 31
 
 #: The kernel's own purgatory; 5 pages were seen on 6.1 and 6.12.
@@ -71,8 +71,8 @@ def read(
     keys = _keys(root)
     size = _header_size(root, reader.resources(), machine)
     header = Buffer("elfcorehdr", size, upwards=True)
-    params = 4096 + len(command_line) + 1 + ELFCOREHDR_ARGUMENT + _KEYS_ARGUMENT + 16
-    params += _efi_map_size(root) + 16 + _SETUP_DATA
+    arguments = 1 + _ELFCOREHDR_ARGUMENT + (_KEYS_ARGUMENT if keys else 0)
+    params = 4096 + len(command_line) + arguments + 16 + _efi_map_size(root) + 16 + _SETUP_DATA
     others = (
         Buffer("purgatory", _PURGATORY),
         Buffer("boot_params", params),
@@ -85,7 +85,8 @@ def read(
         ),
         Buffer("initrd", initrd_size, lowest=_MIN_INITRD_LOAD_ADDR),
     )
-    return FileNeeds(header, others, _measurements(root), keys, control_pages(reader.mapped()))
+    pages = control_pages(reader.mapped())
+    return FileNeeds(header, others, _measurements(root), keys, pages, arguments)
 
 
 def _header_size(root: Root, resources: Sequence[Resource], machine: Machine) -> int:

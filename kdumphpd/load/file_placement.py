@@ -67,6 +67,7 @@ class FileNeeds:
         measurements: IMA's list; None for none.
         keys: bytes of dm-crypt keys, 0 for none.
         control_pages: pages for the identity map and the like, at most.
+        arguments: bytes that the kernel adds to the command line, its final zero too.
     """
 
     header: Buffer
@@ -74,6 +75,7 @@ class FileNeeds:
     measurements: Buffer | None
     keys: int
     control_pages: int
+    arguments: int = 0
 
     def buffers(self) -> tuple[Buffer, ...]:
         """All that may have to be placed, in the kernel's order, but the keys."""

@@ -34,7 +34,13 @@ from typing import Any
 
 from kdumphpd.machine.ranges import Range
 from tests.unit import fake_files, fake_kexec
-from tests.unit.fake_file_load import Ways, add_buffers, load_errno, searches
+from tests.unit.fake_file_load import (
+    Ways,
+    add_buffers,
+    command_line_errno,
+    load_errno,
+    searches,
+)
 from tests.unit.fake_kernel import MIB, FakeKernel, SegmentLike
 from tests.unit.fake_kexec import FILE_ON_CRASH, HOTPLUG_SUPPORT, KNOWN_FLAGS, PAGE, Place
 
@@ -229,6 +235,7 @@ class CrashHotplugKernel(FakeKernel):
         size = _ELFCOREHDR_SIZE + 64
         keys = self._file(_KEYS)
         ways = replace(self.ways, keys=int(keys.read_text()) if keys.exists() else 0)
+        _raise_if(command_line_errno(kernel, command_line, ways))
         buffers = searches(kernel, len(initrd), command_line, size, ways)
         tables = fake_kexec.page_tables(self.pfn_mapped, self.gbpages)
         _raise_if(load_errno(self.reservation, buffers, ways, self.total_ram_pages, tables))

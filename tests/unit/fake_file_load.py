@@ -93,6 +93,13 @@ def searches(
     return found
 
 
+def command_line_errno(kernel: bytes, command_line: bytes, ways: Ways) -> int:
+    """bzImage64_load before it places anything: cmdline_len counts the final zero."""
+    (limit,) = struct.unpack_from("<I", kernel, 0x238)
+    added = _ELFCOREHDR_STRING + (_KEYS_STRING if ways.keys else 0)
+    return errno.EINVAL if len(command_line) + 1 + added > limit else 0
+
+
 def add_buffers(reservation: Range, buffers: list[Search], ways: Ways) -> list[Place]:
     """kexec_add_buffer for each.
 

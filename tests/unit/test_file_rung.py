@@ -201,6 +201,25 @@ def test_what_the_kernel_would_refuse_too_late_is_refused_here(
     assert host.kernel.file_calls == [("crash", 0)]
 
 
+@pytest.mark.parametrize("keys", [0, 1])
+def test_the_longest_command_line_is_known_before_the_call(tmp_path: Path, keys: int) -> None:
+    """cmdline_size is 2047; the kernel adds elfcorehdr= and dmcryptkeys=, and counts a zero."""
+    host = HotplugHost(tmp_path, crashkernel=256 * MIB)
+    host.kernel.refuse("kexec_load", errno.ENOSYS)
+    host.write("/sys/kernel/config/crash_dm_crypt_keys/count", f"{keys}\n")
+    host.load()
+    taken = []
+    longest = 2047 - len(" acpi_no_memhotplug") - 1 - 30 - 31 * keys
+    for length in range(longest - 1, longest + 3):
+        host.configure(command_line="x" * length)
+        parts = host.open()
+        mended = parts.keeper.load(parts.reader.snapshot())
+        assert host.kernel.loaded, length
+        assert mended.loaded or isinstance(mended.cause, ImageError)
+        taken.append(mended.loaded is not None)
+    assert taken == [True, True, False, False]
+
+
 @pytest.mark.parametrize(
     ("initrd", "lacking"),
     [

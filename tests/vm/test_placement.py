@@ -41,7 +41,7 @@ bzimage, initrd = host.source.files()
 def fits(pages=0):
     resources = host.reader.resources()
     parsed, machine = host.source.kernel(host.reader), host.reader.snapshot()
-    needs = file_needs.read(root, resources, machine, parsed, initrd.size(), line)
+    needs = file_needs.read(root, host.reader, machine, parsed, initrd.size(), line)
     place = reservation.find(root, resources).main
     if pages:
         place = replace(place, end=place.start + pages * PAGE - 1)
