@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import shlex
-import stat
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -27,7 +27,9 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from kdumphpd.errors import ConfigError
+from kdumphpd.errors import ConfigError, PermissionMissingError
+from kdumphpd.machine import trust
+from kdumphpd.machine.trust import DistrustError, NotRegularError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -37,7 +39,13 @@ else:
 DEFAULT_PATH = Path("/etc/kdumphpd/kdumphpd.toml")
 
 # The file has a dozen keys. What is larger is something else.
-MAX_BYTES = 1 << 20
+MAX_BYTES = 64 << 10
+_MAX_PROBLEMS = 10
+
+_LONE_RETURN = re.compile(r"\r(?!\n)")
+_STRING_OR_COMMENT = re.compile(r'"(?:\\.|[^"\\\n])*"|\'[^\'\n]*\'|#[^\n]*')
+#: tomllib looks at each part of a dotted key as often as the key has parts.
+_DEEP_KEY = re.compile(r"(?<![\w-])(?:[\w-]+[ \t]*\.[ \t]*){8}")
 
 IMAGE_KEYS = ("kernel", "initrd", "command_line")
 
@@ -167,7 +175,8 @@ def load_config(
 
     Raises:
         ConfigError: the file cannot be read, is not trusted, is not TOML, or
-            has a key or value that is not known; all of its problems at once.
+            has a key or value that is not known; up to ten of its problems at once.
+        PermissionMissingError: this user may not read it.
     """
     try:
         text = _read(path, check_owner)
@@ -175,6 +184,10 @@ def load_config(
         if not required:
             return Config()
         raise ConfigError(f"{path} does not exist", "create it or name another file") from None
+    except PermissionError as error:
+        raise PermissionMissingError(
+            f"{path} cannot be read: {error.strerror}", "run kdumphpd as root"
+        ) from error
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read: {error.strerror}", "check its type and its mode"
@@ -188,6 +201,7 @@ def parse(text: str, path: Path) -> Config:
     Raises:
         ConfigError: as :func:`load_config`.
     """
+    _check_form(text, path)
     try:
         table = tomllib.loads(text)
     # ValueError: a number of thousands of digits; the rest are its subclasses.
@@ -199,8 +213,11 @@ def parse(text: str, path: Path) -> Config:
     try:
         return Config.model_validate(table)
     except ValidationError as error:
-        problems = "; ".join(dict.fromkeys(_problem(one) for one in error.errors()))
-        raise ConfigError(f"{path}: {problems}", "correct the file") from error
+        found = error.errors()
+        problems = list(dict.fromkeys(map(_problem, found[:_MAX_PROBLEMS])))
+        if len(found) > _MAX_PROBLEMS:
+            problems.append(f"and {len(found) - _MAX_PROBLEMS} more")
+        raise ConfigError(f"{path}: {'; '.join(problems)}", "correct the file") from error
 
 
 def explicit_image(config: Config, path: Path) -> ExplicitImage:
@@ -220,15 +237,21 @@ def explicit_image(config: Config, path: Path) -> ExplicitImage:
 
 
 def _read(path: Path, check_owner: bool) -> str:
-    with open(path, "rb", opener=_open_at_once) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise ConfigError(f"{path} is not a regular file", "replace it by a file")
+    try:
+        fd = trust.open_regular(path, check_owner=check_owner)
+        try:
+            content = trust.read_limited(fd, MAX_BYTES)
+        finally:
+            os.close(fd)
         if check_owner:
-            _refuse_foreign_hands(path, status)
-        content = file.read(MAX_BYTES + 1)
+            trust.trusted_parents(path)
+    except NotRegularError:
+        raise ConfigError(f"{path} is not a regular file", "replace it by a file") from None
+    except DistrustError as error:
+        # It decides what runs at a panic.
+        raise ConfigError(error.problem, error.remedy) from error
     if len(content) > MAX_BYTES:
-        raise ConfigError(f"{path} is larger than {MAX_BYTES} bytes", "name a TOML file")
+        raise ConfigError(f"{path} is larger than {MAX_BYTES >> 10} KiB", "name a TOML file")
     try:
         return content.decode()
     except UnicodeDecodeError as error:
@@ -238,18 +261,30 @@ def _read(path: Path, check_owner: bool) -> str:
         ) from error
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    """Open without waiting: a FIFO in the file's place must not stop the daemon."""
-    return os.open(path, flags | os.O_NONBLOCK)
+def _check_form(text: str, path: Path) -> None:
+    """Refuse what the parser would not name, or would take minutes for."""
+    if text.startswith("\N{ZERO WIDTH NO-BREAK SPACE}"):
+        raise ConfigError(
+            f"{path} begins with a byte order mark", "save the file as UTF-8 without it"
+        )
+    lone = _LONE_RETURN.search(text)
+    if lone is not None:
+        line = text.count("\n", 0, lone.start()) + 1
+        raise ConfigError(
+            f"{path} has a carriage return that ends no line (at line {line})",
+            "save the file with the line ends of Unix",
+        )
+    bare = _STRING_OR_COMMENT.sub(_word_for, text)
+    deep = _DEEP_KEY.search(bare)
+    if deep is not None:
+        line = bare.count("\n", 0, deep.start()) + 1
+        raise ConfigError(
+            f"{path} has a key of many parts (at line {line})", "the deepest here has two"
+        )
 
 
-def _refuse_foreign_hands(path: Path, status: os.stat_result) -> None:
-    """Refuse a file that others can write: it decides what runs at a panic."""
-    if status.st_uid not in (0, os.geteuid()):
-        raise ConfigError(f"{path} belongs to user {status.st_uid}, not to root", f"chown 0 {path}")
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        mode = stat.S_IMODE(status.st_mode)
-        raise ConfigError(f"{path} is writable by others (mode {mode:04o})", f"chmod go-w {path}")
+def _word_for(match: re.Match[str]) -> str:
+    return "" if match[0].startswith("#") else "_"
 
 
 def _problem(error: ErrorDetails) -> str:

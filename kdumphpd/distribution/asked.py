@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def existing(root: Root, role: str, name: str, source: str, remedy: str) -> Path
     path = root.path(name)
     if not name.startswith("/"):
         raise InputError(f"{source} names no {role}", remedy)
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file() raises where a directory may not be searched
         raise InputError(f"{role} {path}, which {source} names, is not there", remedy)
     return path
 

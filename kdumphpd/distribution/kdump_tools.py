@@ -5,18 +5,25 @@ succeeds, writes it to ``$KDUMP_COREDIR/kexec_cmd``; KDUMP_COREDIR is set in
 ``/etc/default/kdump-tools`` and is ``/var/crash`` by default. The file stays
 when the image is unloaded: it says what kdump-tools loaded last, not that it
 is loaded.
+
+Ubuntu's /var/crash is writable by everybody (mode 3777), and a cron job removes old files
+from it, this one too: whoever made it anew would choose what runs as root after a panic. So it
+counts only if it is root's own file, in a directory where others cannot replace it.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from kdumphpd.distribution.asked import KNOWN_KEXEC_OPTIONS, Asked, existing
 from kdumphpd.errors import ConfigError, InputError
+from kdumphpd.machine import trust
 from kdumphpd.machine.files import Root
+from kdumphpd.machine.trust import DistrustError
 
 CONFIG = "/etc/default/kdump-tools"
 TOOL = "/usr/sbin/kdump-config"
@@ -25,7 +32,12 @@ _COMMAND = "kexec_cmd"
 #: Taken by ``kdump-config try-reload``, which only its udev rule runs.
 _LOCK = "kdump_lock"
 
+#: A command line of a kernel has at most 4096 bytes; a longer file is something else.
+_MAX_BYTES = 64 << 10
+
 _EXPLICIT = 'or set source = "explicit", kernel, initrd and command_line in [image]'
+
+_ANEW = f"remove it and write it anew with kdump-config reload, {_EXPLICIT}"
 
 _VALUE_OPTIONS = {
     "--command-line": "command_line",
@@ -66,14 +78,12 @@ def ask(root: Root) -> Asked:
     name = str(command_path(root))
     path = root.path(name)
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = _read_command(path, check_owner=not root.recorded)
     except FileNotFoundError:
         raise InputError(
             f"{path} is not there: kdump-tools has not loaded a crash kernel yet",
             f"load one with kdump-config load, {_EXPLICIT}",
         ) from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}", "make it readable for root") from error
     values, arguments = parse_command(text, str(path))
     remedy = "make it with kdump-config reload"
     origin = f"the kexec command in {path}"
@@ -86,6 +96,35 @@ def ask(root: Root) -> Asked:
         initrd_origin=origin,
         command_line_origin=origin,
     )
+
+
+def _read_command(path: Path, *, check_owner: bool) -> str:
+    """The text of the kexec command.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ConfigError: it is not to be trusted, or too large.
+        InputError, PermissionMissingError: it cannot be read.
+    """
+    try:
+        fd = trust.open_regular(path, follow=False, check_owner=check_owner)
+        try:
+            content = trust.read_limited(fd, _MAX_BYTES)
+        finally:
+            os.close(fd)
+        if check_owner:
+            trust.trusted_parents(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise trust.unreadable(str(path), error, _ANEW) from error
+    except DistrustError as error:
+        raise ConfigError(
+            f"{error.problem}, so others could choose the crash kernel", _ANEW
+        ) from error
+    if len(content) > _MAX_BYTES:
+        raise ConfigError(f"{path} is larger than {_MAX_BYTES >> 10} KiB", _ANEW)
+    return content.decode("utf-8", "replace")
 
 
 def parse_command(text: str, path: str) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -166,12 +205,12 @@ def _options(words: Iterable[str], path: str) -> tuple[dict[str, str], tuple[str
 def _core_directory(root: Root) -> str:
     """KDUMP_COREDIR; the file is also systemd's EnvironmentFile, so plain assignments."""
     path = root.path(CONFIG)
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return _DEFAULT_COREDIR
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}", "make it readable for root") from error
+    try:
+        text = root.read_text(CONFIG)
+    except InputError as error:
+        raise ConfigError(error.problem, "make it a file that root can read") from error
     found = re.findall(r"^[ \t]*(?:export[ \t]+)?KDUMP_COREDIR=(.*)$", text, re.MULTILINE)
     if not found:
         return _DEFAULT_COREDIR

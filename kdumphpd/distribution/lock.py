@@ -3,6 +3,10 @@
 kdumpctl locks a file with flock(2) for as long as it runs (single_instance_lock),
 so that no two of them load at once. While we hold it, kdumpctl waits, and the
 other way round.
+
+Whoever may read a file may lock it, and the file may lie where everybody can make files
+(/run/lock on Debian, /var/crash on Ubuntu). So only root's own regular file is a lock, it is
+closed to others, and another user who got hold of it before is passed over.
 """
 
 from __future__ import annotations
@@ -11,12 +15,15 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kdumphpd.errors import BusyError, KdumphpdError, PermissionMissingError
+from kdumphpd.machine import flocks, trust
 from kdumphpd.machine.files import Root
+from kdumphpd.machine.trust import DistrustError, NotRegularError
 
 #: ``kdumpctl status`` and ``reload`` are through by then; rebuilding an initrd takes
 #: minutes, and the end of that wakes us (`kdumphpd.distribution.watch`).
@@ -96,11 +103,13 @@ def is_held(path: Path | None, root: Root) -> bool:
 
 
 def _open(path: Path) -> int | None:
-    """Open the lock; None if it is not there and cannot be made: nobody holds it then."""
+    """Open the lock; None if there is none: not there, not root's, or no file."""
     # For reading: whoever watches the file for a kdumpctl that ends, and closes
     # it after writing (us among them), is not woken by us.
     try:
-        return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        fd = _open_or_make(path)
+    except (DistrustError, NotRegularError):
+        return None
     except OSError as error:
         # No directory, or one that is read-only for us: kdump has never run here.
         if error.errno in (errno.ENOENT, errno.EROFS):
@@ -109,6 +118,20 @@ def _open(path: Path) -> int | None:
             f"kdump's lock {path}: {error.strerror}",
             "kdumphpd must be able to open it, and to make it in that directory",
         ) from error
+    status = os.fstat(fd)
+    if stat.S_IMODE(status.st_mode) & 0o077 and status.st_uid == os.geteuid():
+        with contextlib.suppress(OSError):
+            os.fchmod(fd, 0o600)
+    return fd
+
+
+def _open_or_make(path: Path) -> int:
+    # Not O_CREAT on one that is there: fs.protected_regular refuses that for another
+    # user's file in a directory for all.
+    try:
+        return trust.open_regular(path, follow=False, check_owner=True)
+    except FileNotFoundError:
+        return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
 
 def _take(
@@ -124,31 +147,17 @@ def _take(
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            holder = flocks.holder(fd, root)
+            if holder is not None and holder.is_another_user:
+                return
             left = end - clock()
             if left <= 0:
                 break
             sleep(min(_STEP_SECONDS, left))
         else:
             return
-    holder = _holder(fd, root)
-    who = f"process {holder}" if holder else "another process"
+    who = f"process {holder.pid}" if holder else "another process"
     raise BusyError(
         f"kdump's lock {path} has been held by {who} for more than {limit_seconds:g} s",
         "wait until kdumpctl is through, or end that process if it hangs",
     )
-
-
-def _holder(fd: int, root: Root) -> int | None:
-    """Who holds the lock, as ``/proc/locks`` says: "1: FLOCK ADVISORY WRITE pid maj:min:ino"."""
-    inode = os.fstat(fd).st_ino
-    try:
-        lines = root.read_text("/proc/locks").splitlines()
-    except KdumphpdError:
-        return None
-    for line in lines:
-        fields = line.split()
-        if len(fields) < 6 or fields[1] != "FLOCK" or not fields[4].isdecimal():
-            continue
-        if fields[5].rpartition(":")[2] == str(inode):
-            return int(fields[4])
-    return None

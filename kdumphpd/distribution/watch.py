@@ -37,7 +37,9 @@ from kdumphpd.distribution import inotify
 from kdumphpd.distribution.inotify import Event, Inotify
 
 _MASK = inotify.IN_CLOSE_WRITE | inotify.IN_MOVED_TO | inotify.IN_CREATE | inotify.IN_ONLYDIR
-_MAX_READS = 64
+#: Of 64 KiB, so some ten thousand events: uevents are looked at between two drains, whatever
+#: others do in a directory that is everybody's (/var/crash).
+_MAX_READS = 4
 _MAX_TRIES = 4
 
 
@@ -74,6 +76,7 @@ class FileWatch:
         self._names: dict[Path, set[Path]] = {}
         # What would be the next step towards a directory that is not there.
         self._awaited: set[Path] = set()
+        self._known: set[str] = set()
         self._paths: frozenset[Path] = frozenset()
         self._opening: frozenset[Path] = frozenset()
         self._missing: tuple[Path, ...] = ()
@@ -95,7 +98,7 @@ class FileWatch:
         # Again for a directory that was made between the two calls.
         for _ in range(_MAX_TRIES):
             self._watch_paths()
-            if not any(step.is_dir() for step in self._awaited):
+            if not any(map(os.path.isdir, self._awaited)):
                 return
 
     def _watch_paths(self) -> None:
@@ -120,6 +123,7 @@ class FileWatch:
         for wd in set(self._directories) - set(added):
             self._forget(wd)
         self._directories, self._names, self._awaited = added, names, awaited
+        self._known = {path.name for path in (*names, *awaited)}
         self._missing = tuple(sorted(set(missing)))
 
     def fileno(self) -> int:
@@ -136,6 +140,9 @@ class FileWatch:
             if not events:
                 break
             for event in events:
+                # Not Path, for each of the many names that nobody asked for.
+                if event.name and event.name not in self._known:
+                    continue
                 lost |= self._is_loss(event)
                 if event.mask & inotify.IN_OPEN:
                     opened |= self._asked_for(event) & self._opening
@@ -174,7 +181,7 @@ class FileWatch:
             path = directory / event.name
             # What is made now is still to be written, which ends with
             # IN_CLOSE_WRITE; a link is complete at once.
-            if not event.mask & inotify.IN_CREATE or path.is_symlink():
+            if not event.mask & inotify.IN_CREATE or os.path.islink(path):
                 found |= self._names.get(path, set())
         return found
 

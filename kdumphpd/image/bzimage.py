@@ -13,7 +13,7 @@ import struct
 from dataclasses import dataclass
 
 from kdumphpd.errors import ImageError
-from kdumphpd.image.buffer import Buffer
+from kdumphpd.image.buffer import Sliceable
 
 SECTOR_SIZE = 512
 ENTRY_64BIT = 0x200
@@ -84,7 +84,7 @@ class BzImage:
         return max(self.init_size, self.size)
 
 
-def parse(image: Buffer, name: str = "kernel", *, five_level_paging: bool = False) -> BzImage:
+def parse(image: Sliceable, name: str = "kernel", *, five_level_paging: bool = False) -> BzImage:
     """Read the setup header of ``image`` and check that it can be loaded.
 
     Args:

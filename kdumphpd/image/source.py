@@ -82,6 +82,11 @@ class ImageSource:
     def plan(self, root: Root, reader: MachineReader, room: Room) -> ImagePlan:
         """Plan the image for the host under ``root``; reads no more than headers and sizes."""
         resources = reader.resources()
+        reservation = reservations.find(root, resources)
+        self.bound(reservation.main.size)
+        if not root.recorded:
+            for one in self.files():
+                one.check_owner()
         parts = ImageParts(
             kernel=self.kernel(reader),
             initrd_size=self.files()[1].size(),
@@ -89,13 +94,18 @@ class ImageSource:
         )
         return make_plan(
             parts,
-            reservations.find(root, resources),
+            reservation,
             room,
             resources,
             reader.fixed().cma,
             boot_params.read(root),
             efi.read(root),
         )
+
+    def bound(self, limit: int) -> None:
+        """Read no file that is larger than ``limit`` bytes, the size of the reservation."""
+        for one in self.files():
+            one.bound(limit)
 
     def image(self, plan: ImagePlan, nonce: bytes) -> CrashImage:
         """Read the files and build the image that ``plan`` describes; the caller closes it."""
@@ -121,9 +131,13 @@ class ImageSource:
 
     def _protected_mode_part(self, parsed: BzImage) -> LockedBuffer:
         kernel = self.files()[0]
-        with kernel.read() as whole, whole.view() as view:
-            start = _kernel_offset(view, kernel) + parsed.offset
-            return LockedBuffer.of(view[start : start + parsed.size])
+        with kernel.read() as whole, whole.view() as view, _bzimage(view, kernel) as inside:
+            # Between its header, which is planned with, and its content it may have changed.
+            if not _is_unchanged(inside, parsed):
+                raise ImageError(
+                    f"{kernel.path} changed while it was read", "try again when it is complete"
+                )
+            return LockedBuffer.of(inside[parsed.offset : parsed.offset + parsed.size])
 
     def kernel_inside(self) -> LockedBuffer | None:
         """The kernel that a unified kernel image carries; None if the file is the kernel."""
@@ -153,15 +167,21 @@ class ImageSource:
 
 def _parse(kernel: ImageFile, *, five_level: bool) -> BzImage:
     name = f"kernel {kernel.path}"
-    with kernel.content() as content, content.view() as view:
-        place = uki.linux_section(view, name)
-        if place is None:
-            return bzimage.parse(view, name, five_level_paging=five_level)
-        with view[place.start : place.end + 1] as inside:
-            return bzimage.parse(inside, f"{name} (.linux)", five_level_paging=five_level)
+    whole = kernel.whole()
+    place = uki.linux_section(whole, name)
+    if place is None:
+        return bzimage.parse(whole, name, five_level_paging=five_level)
+    return bzimage.parse(whole.part(place), f"{name} (.linux)", five_level_paging=five_level)
 
 
-def _kernel_offset(content: memoryview, kernel: ImageFile) -> int:
-    """Where the bzImage begins in the file: in a unified kernel image not at 0."""
+def _bzimage(content: memoryview, kernel: ImageFile) -> memoryview:
+    """The bzImage in the file: in a unified kernel image it is not all of it."""
     place = uki.linux_section(content, f"kernel {kernel.path}")
-    return place.start if place is not None else 0
+    return content[:] if place is None else content[place.start : place.end + 1]
+
+
+def _is_unchanged(content: memoryview, parsed: BzImage) -> bool:
+    try:
+        return bzimage.parse(content) == parsed
+    except ImageError:
+        return False

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 
 from kdumphpd.errors import ImageError
-from kdumphpd.image.buffer import Buffer
+from kdumphpd.image.buffer import Sliceable
 from kdumphpd.machine.ranges import Range
 
 _NEW_HEADER = 0x3C  # e_lfanew of the MS-DOS header: where the PE header is
@@ -25,7 +25,7 @@ _SECTION = struct.Struct("<8sIIIIIIHHI")
 _LINUX = b".linux\0\0"
 
 
-def linux_section(content: Buffer, name: str) -> Range | None:
+def linux_section(content: Sliceable, name: str) -> Range | None:
     """Where in the file the kernel is.
 
     With several profiles in one image the first kernel is the base profile's.

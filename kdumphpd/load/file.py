@@ -79,6 +79,7 @@ class FileLoader(HostLoader):
     def image_digest(self) -> str:
         """What the configured image is made of, hexadecimal."""
         digest = hashlib.sha256()
+        self._source.bound(self._reservation().size)
         for one in self._source.files():
             digest.update(one.digest())
         digest.update(self._command_line())

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from kdumphpd.errors import InputError, MachineError
 from kdumphpd.header.elfcorehdr import Note
 from kdumphpd.machine.files import Root
+from kdumphpd.machine.numbers import parse_u64
 
 _CPUS = "/sys/devices/system/cpu"
 #: NR_CPUS is at most 8192 on x86_64; a longer list is not a CPU list.
@@ -22,12 +21,10 @@ def parse_list(text: str) -> tuple[int, ...]:
     numbers: set[int] = set()
     for part in filter(None, text.strip().split(",")):
         first, _, last = part.partition("-")
-        with contextlib.suppress(ValueError):
-            low, high = int(first), int(last or first)
-            if 0 <= low <= high < _MAX_CPUS:
-                numbers.update(range(low, high + 1))
-                continue
-        raise MachineError(f"{text[:60]!r} is not a list of CPUs")
+        low, high = parse_u64(first), parse_u64(last or first)
+        if low is None or high is None or not low <= high < _MAX_CPUS:
+            raise MachineError(f"{text[:60]!r} is not a list of CPUs")
+        numbers.update(range(low, high + 1))
     return tuple(sorted(numbers))
 
 
@@ -57,7 +54,7 @@ def read_note(root: Root, cpu: int) -> Note | None:
 
 
 def _number(directory: str, text: str, base: int) -> int:
-    try:
-        return int(text, base)
-    except ValueError as error:
-        raise MachineError(f"{directory}/crash_notes: {text[:40]!r} is not a number") from error
+    number = parse_u64(text, base)
+    if number is None:
+        raise MachineError(f"{directory}/crash_notes: {text[:40]!r} is not a number of 64 bits")
+    return number

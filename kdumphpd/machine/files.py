@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdumphpd.errors import InputError, PermissionMissingError
+from kdumphpd.machine import trust
+
+#: A list of all memory and devices has a few hundred KiB. What is larger is something else.
+MAX_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -17,10 +22,12 @@ class Root:
     Attributes:
         directory: the directory.
         pause: waits some seconds, where a file shows what is so for a moment only.
+        recorded: nothing is ever loaded from it, so it may be anybody's.
     """
 
     directory: Path = Path("/")
     pause: Callable[[float], None] = field(default=time.sleep, compare=False, repr=False)
+    recorded: bool = False
 
     @property
     def is_live(self) -> bool:
@@ -33,7 +40,10 @@ class Root:
 
     def exists(self, name: str) -> bool:
         """Whether ``name`` can be seen under this root."""
-        return self.path(name).exists()
+        try:
+            return self.path(name).exists()
+        except OSError:  # in a directory that may not be searched
+            return False
 
     def read_bytes(self, name: str) -> bytes:
         """Content of ``name``.
@@ -44,7 +54,11 @@ class Root:
         """
         path = self.path(name)
         try:
-            return path.read_bytes()
+            fd = trust.open_regular(path)
+            try:
+                content = trust.read_limited(fd, MAX_BYTES)
+            finally:
+                os.close(fd)
         except PermissionError as error:
             raise PermissionMissingError(
                 f"{path}: {error.strerror}", "run kdumphpd as root"
@@ -53,6 +67,9 @@ class Root:
             raise InputError(
                 f"{path}: {error.strerror}", "check that the kernel provides it"
             ) from error
+        if len(content) > MAX_BYTES:
+            raise InputError(f"{path} is larger than {MAX_BYTES >> 20} MiB", "it is no such file")
+        return content
 
     def read_text(self, name: str) -> str:
         """Content of ``name`` as text without the blanks around it; errors as `read_bytes`."""

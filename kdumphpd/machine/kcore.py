@@ -14,6 +14,7 @@ from types import TracebackType
 
 from kdumphpd.errors import InputError, MachineError, PermissionMissingError
 from kdumphpd.header import elf
+from kdumphpd.machine import trust
 from kdumphpd.machine.files import Root
 
 KCORE = "/proc/kcore"
@@ -26,6 +27,9 @@ PAGE_OFFSET_4LEVEL = 0xFFFF800000000000
 _PAGE_OFFSET_ALIGNMENT = 1 << 30
 _NO_ADDRESS = 0xFFFFFFFFFFFFFFFF
 _KERNEL_HALF = 1 << 63
+#: loff_t is signed: no file has more bytes.
+_FILE_END = 1 << 63
+_CHUNK = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class PhysicalMemory:
     def __init__(self, root: Root) -> None:
         path = root.path(KCORE)
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = trust.open_regular(path)
         except PermissionError as error:
             raise PermissionMissingError(
                 f"{path}: {error.strerror}",
@@ -141,9 +145,12 @@ class PhysicalMemory:
 
     def _pread(self, size: int, offset: int) -> bytes:
         parts = []
+        if offset + size > _FILE_END:
+            raise MachineError(f"{KCORE}: {size} bytes at {offset:#x} lie in no file")
         try:
             while size > 0:
-                part = os.pread(self._fd, size, offset)
+                # In pieces: what is asked for is set aside before it is known to be there.
+                part = os.pread(self._fd, min(size, _CHUNK), offset)
                 if not part:
                     break
                 parts.append(part)

@@ -9,6 +9,7 @@ from kdumphpd.errors import KdumphpdError, MachineError
 from kdumphpd.machine import iomem
 from kdumphpd.machine.files import Root
 from kdumphpd.machine.iomem import Resource
+from kdumphpd.machine.numbers import parse_u64
 from kdumphpd.machine.ranges import Range
 
 # Newer kernels keep these in /sys/kernel/kexec.
@@ -114,6 +115,7 @@ def _number(root: Root, names: tuple[str, ...]) -> int | None:
     if name is None:
         return None
     text = root.read_text(name)
-    if not text.isdecimal():
+    number = parse_u64(text)
+    if number is None:
         raise MachineError(f"{name}: {text[:40]!r} is not a number")
-    return int(text)
+    return number

@@ -12,6 +12,7 @@ from kdumphpd.machine import cpus, crash_cma, encryption, iomem, mapped, symbols
 from kdumphpd.machine.files import Root
 from kdumphpd.machine.iomem import Resource
 from kdumphpd.machine.kcore import AddressMap, PhysicalMemory
+from kdumphpd.machine.numbers import parse_u64
 from kdumphpd.machine.ranges import Range, merge
 
 _DEFAULT_BLOCK_SIZE = 128 << 20
@@ -147,10 +148,10 @@ class MachineReader:
         if not self._root.exists(name):
             return _DEFAULT_BLOCK_SIZE
         text = self._root.read_text(name)
-        try:
-            return int(text, 16)
-        except ValueError as error:
-            raise MachineError(f"{name}: {text[:40]!r} is not a number") from error
+        size = parse_u64(text, 16)
+        if size is None:
+            raise MachineError(f"{name}: {text[:40]!r} is not a number")
+        return size
 
 
 def total_ram(root: Root) -> int:
@@ -159,7 +160,9 @@ def total_ram(root: Root) -> int:
     Raises:
         MachineError: /proc/meminfo does not say.
     """
-    match = re.search(r"^MemTotal:\s+(\d+) kB$", root.read_text("/proc/meminfo"), re.MULTILINE)
+    match = re.search(
+        r"^MemTotal:[ \t]+([0-9]{1,16}) kB$", root.read_text("/proc/meminfo"), re.MULTILINE
+    )
     if match is None:
         raise MachineError("/proc/meminfo has no MemTotal", "check that /proc is mounted and whole")
     return int(match[1]) << 10
@@ -171,10 +174,7 @@ def parse_vmcoreinfo(text: str) -> Note:
     Raises:
         MachineError: the content is something else.
     """
-    try:
-        address, size = (int(part, 16) for part in text.split())
-    except ValueError as error:
-        raise MachineError(
-            f"/sys/kernel/vmcoreinfo: {text[:60]!r} is not an address and a size"
-        ) from error
-    return Note(address, size)
+    numbers = [parse_u64(part, 16) for part in text.split()]
+    if len(numbers) != 2 or numbers[0] is None or numbers[1] is None:
+        raise MachineError(f"/sys/kernel/vmcoreinfo: {text[:60]!r} is not an address and a size")
+    return Note(numbers[0], numbers[1])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from kdumphpd.config import Config, explicit_image, load_config, parse
-from kdumphpd.errors import ConfigError, ExitCode
+from kdumphpd.errors import ConfigError, ExitCode, PermissionMissingError
 
 PATH = Path("/etc/kdumphpd/kdumphpd.toml")
 
@@ -167,7 +167,7 @@ def test_file_of_another_user_is_refused(tmp_path: Path) -> None:
 
 
 def test_directory_and_fifo_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+    with pytest.raises(ConfigError, match="is not a regular file"):
         load_config(tmp_path)
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(ConfigError, match="not a regular file"):
@@ -230,3 +230,75 @@ def test_hostile_values_leave_bounded_settings_or_a_clear_error(lines: dict[str,
     assert 0 < update.max_disarmed_percent <= 10
     assert math.isfinite(config.audit.interval_seconds)
     assert config.image.kernel is None or config.image.kernel.is_absolute()
+
+
+# --- hostile and foreign files ---------------------------------------------------------------
+
+
+def test_mistakes_are_listed_up_to_ten() -> None:
+    line = error_of("\n".join(f"unknown{number} = 1" for number in range(3000)))
+    assert line.count("is not a known key") == 10
+    assert "and 2990 more" in line
+    assert len(line) < 2000
+
+
+@pytest.mark.parametrize("text", ["{}", "[{}]", '"a" . {}', "[[{}]]", "x = {{{} = 1}}", "'#' . {}"])
+def test_a_key_of_many_parts_is_not_parsed(text: str) -> None:
+    """A file of one such key took 38 s."""
+    key = ".".join("a" * 15_000)
+    assert "a key of many parts (at line 2)" in error_of("\n" + text.format(key))
+
+
+def test_dots_in_values_and_comments_are_no_keys() -> None:
+    dots = ".".join("a" * 500)
+    text = (
+        f"# {dots} \"\n[image]  # don't {dots}\n"
+        f'source = "explicit"\ncommand_line = "{dots} \\" {dots}"\n'
+    )
+    assert parse(text, PATH).image.command_line == f'{dots} " {dots}'
+    text = f"[image]\nsource = 'explicit'\ncommand_line = '{dots}'\n"
+    assert parse(text, PATH).image.command_line == dots
+
+
+def test_a_byte_order_mark_is_named() -> None:
+    assert "byte order mark; save the file as UTF-8 without it" in error_of("\ufeff[image]\n")
+
+
+def test_line_ends_of_windows_do_no_harm_and_others_are_named() -> None:
+    assert parse(WHOLE.replace("\n", "\r\n"), PATH) == parse(WHOLE, PATH)
+    assert "carriage return that ends no line (at line 2)" in error_of("[image]\n[update]\r[audit]")
+
+
+def test_larger_than_any_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "kdumphpd.toml"
+    path.write_text("#" * (64 << 10))
+    assert load_config(path) == Config()
+    path.write_text("#" * (64 << 10) + "\n")
+    with pytest.raises(ConfigError, match="larger than 64 KiB"):
+        load_config(path)
+    os.truncate(path, 1 << 40)
+    with pytest.raises(ConfigError, match="larger than 64 KiB"):
+        load_config(path)
+
+
+def test_a_directory_in_which_others_can_replace_it(tmp_path: Path) -> None:
+    path = tmp_path / "kdumphpd.toml"
+    path.write_text("")
+    tmp_path.chmod(0o777)
+    with pytest.raises(ConfigError, match=rf"{tmp_path} is writable by others \(mode 0777\)"):
+        load_config(path)
+    assert load_config(path, check_owner=False) == Config()
+
+
+def test_a_file_that_this_user_may_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    path = tmp_path / "kdumphpd.toml"
+    path.write_text("")
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(PermissionMissingError, match="run kdumphpd as root") as caught:
+        load_config(path)
+    assert caught.value.exit_code == 77

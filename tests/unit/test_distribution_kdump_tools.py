@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdumphpd.distribution import auto, kdump_tools
-from kdumphpd.errors import ConfigError, InputError
+from kdumphpd.errors import ConfigError, InputError, KdumphpdError
 from kdumphpd.machine.files import Root
 
 COMMAND = (
@@ -154,3 +156,76 @@ def test_words_are_those_of_the_shell(line: str, extra: str) -> None:
     assert shown[0] == f"--command-line={line}" or "--append" in extra or "--command" in extra
     assert shown[-1] == values["kernel"]
     assert all(argument in shown for argument in arguments)
+
+
+# --- /var/crash is everybody's on Ubuntu -------------------------------------------------
+
+
+@pytest.fixture
+def command(root: Root) -> Path:
+    """The kexec command, in a directory as Ubuntu makes it."""
+    path = root.path("/var/crash/kexec_cmd")
+    path.chmod(0o644)
+    path.parent.chmod(0o3777)
+    return path
+
+
+def refused(root: Root, *words: str) -> None:
+    with pytest.raises(KdumphpdError) as caught:
+        kdump_tools.ask(root)
+    for word in (str(root.path("/var/crash")), "kdump-config reload", *words):
+        assert word in str(caught.value)
+
+
+def test_roots_own_command_in_a_directory_for_all_counts(root: Root, command: Path) -> None:
+    assert kdump_tools.ask(root).kernel == root.path("/var/lib/kdump/vmlinuz")
+
+
+@pytest.mark.parametrize("mode", [0o664, 0o646, 0o666])
+def test_a_command_that_others_can_write_is_refused(root: Root, command: Path, mode: int) -> None:
+    command.chmod(mode)
+    refused(root, f"mode {mode:04o}", "choose the crash kernel")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_another_users_command_is_refused(root: Root, command: Path) -> None:
+    os.chown(command, 4242, 4242)
+    refused(root, "belongs to user 4242", "choose the crash kernel")
+
+
+def test_a_command_that_others_can_replace_is_refused(root: Root, command: Path) -> None:
+    command.parent.chmod(0o777)
+    refused(root, "mode 0777")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [os.mkdir, os.mkfifo, lambda path: path.symlink_to("/etc/passwd")],
+    ids=["directory", "FIFO", "link"],
+)
+def test_what_is_no_file_is_refused_at_once(
+    root: Root, command: Path, make: Callable[[Path], None]
+) -> None:
+    """A FIFO blocked the daemon, a link's content came into the error."""
+    command.unlink()
+    make(command)
+    refused(root, "is not a regular file")
+
+
+def test_a_command_without_end_is_refused_at_once(root: Root, command: Path) -> None:
+    os.truncate(command, 1 << 40)
+    refused(root, "larger than 64 KiB")
+
+
+def test_a_recorded_tree_may_be_anybodys(root: Root, command: Path) -> None:
+    command.chmod(0o666)
+    recorded = Root(root.directory, recorded=True)
+    assert kdump_tools.ask(recorded).kernel == root.path("/var/lib/kdump/vmlinuz")
+
+
+def test_a_fifo_for_a_configuration_is_refused_at_once(root: Root) -> None:
+    path = root.path(kdump_tools.CONFIG)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ConfigError, match=r"kdump-tools: not a regular file; make it a file"):
+        kdump_tools.ask(root)

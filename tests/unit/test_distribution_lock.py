@@ -5,13 +5,15 @@ from __future__ import annotations
 import fcntl
 import os
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kdumphpd.distribution import lock
 from kdumphpd.distribution.lock import KdumpLock
-from kdumphpd.errors import BusyError, PermissionMissingError
+from kdumphpd.errors import BusyError
 from kdumphpd.machine.files import Root
 
 LIVE = Root()
@@ -91,11 +93,68 @@ def test_directory_that_is_not_there(tmp_path: Path) -> None:
     assert not lock.is_held(path, LIVE)
 
 
-def test_link_in_the_lock_directory_is_not_followed(tmp_path: Path) -> None:
-    (tmp_path / "kdump").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(PermissionMissingError), lock.hold(tmp_path / "kdump", LIVE):
-        pytest.fail("followed")
-    assert not (tmp_path / "elsewhere").exists()
+@pytest.mark.parametrize(
+    "make",
+    [os.mkdir, os.mkfifo, lambda path: path.symlink_to(path.with_name("elsewhere"))],
+    ids=["directory", "FIFO", "link"],
+)
+def test_what_is_no_file_is_no_lock(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """A FIFO stopped the daemon, a link refused every load."""
+    make(tmp_path / "kdump")
+    with lock.hold(tmp_path / "kdump", LIVE):
+        assert not (tmp_path / "elsewhere").exists()
+    assert not lock.is_held(tmp_path / "kdump", LIVE)
+
+
+def test_a_lock_that_others_can_write_is_no_lock(tmp_path: Path) -> None:
+    path = tmp_path / "kdump"
+    path.touch()
+    path.chmod(0o666)
+    with path.open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert not lock.is_held(path, LIVE)
+
+
+def test_it_is_closed_to_others(tmp_path: Path) -> None:
+    """Whoever can open it for reading can lock it, and keep us and kdumpctl waiting."""
+    for name in ("there", "made"):
+        path = tmp_path / name
+        if name == "there":
+            path.touch()
+            path.chmod(0o644)
+        with lock.hold(path, LIVE):
+            assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_another_users_lock_is_no_lock(tmp_path: Path) -> None:
+    path = tmp_path / "kdump"
+    path.touch()
+    os.chown(path, 4242, 4242)
+    with path.open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert not lock.is_held(path, LIVE)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize("hide", ["", "ctypes.CDLL(None).prctl(4, 0, 0, 0, 0);"])
+def test_another_user_who_opened_it_before_is_passed_over(tmp_path: Path, hide: str) -> None:
+    """Also one whose /proc files seem to be root's (PR_SET_DUMPABLE, 0)."""
+    path = tmp_path / "kdump"
+    path.touch()
+    script = (
+        "import ctypes, fcntl, os, sys; fd = os.open(sys.argv[1], os.O_RDONLY);"
+        f"os.setuid(4242); {hide} fcntl.flock(fd, fcntl.LOCK_EX);"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        assert not flock_says(path)
+        assert not lock.is_held(path, LIVE)
+        other.kill()
 
 
 def test_no_lock_at_all() -> None:

@@ -218,3 +218,35 @@ def test_directories_that_are_made_at_once(tmp_path: Path) -> None:
     path.write_text("again")
     assert drained(watch).paths == {path}
     watch.close()
+
+
+def test_a_flood_of_other_files_is_taken_in_parts(path: Path) -> None:
+    """One drain of them all took 12.6 s, in which no uevent was looked at."""
+    watch = FileWatch([path])
+    # Each with another name: the kernel drops an event like one that waits.
+    for number in range(3000):
+        (path.parent / f"{number:0200}").touch()
+    path.write_text("")
+    assert not watch.drain(), "not all at once"
+    found = [watch.drain() for _ in range(20)]
+    assert Changed(frozenset({path}), lost=False) in found
+    assert not select.select([watch], [], [], 0)[0]
+    watch.close()
+
+
+def test_a_directory_that_may_not_be_searched_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PermissionError, before: Path.is_dir() and Path.is_symlink() let it through."""
+
+    def refuse(path: object, **_: object) -> os.stat_result:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    path = tmp_path / "closed" / "kdump"
+    watch = FileWatch()
+    monkeypatch.setattr(os, "stat", refuse)
+    monkeypatch.setattr(os, "lstat", refuse)
+    watch.watch([path])
+    monkeypatch.undo()
+    assert watch.missing == (path,)
+    watch.close()

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdumphpd.errors import InputError, MachineError, PermissionMissingError
+from kdumphpd.header import elf
 from kdumphpd.machine import kcore
 from kdumphpd.machine.files import Root
 from kdumphpd.machine.kcore import PhysicalMemory
@@ -151,3 +152,35 @@ def test_an_unreadable_kcore_names_the_capability(
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(PermissionMissingError, match="CAP_SYS_RAWIO"):
         PhysicalMemory(kernel.root)
+
+
+def hostile(tmp_path: Path, offset: int, size: int) -> PhysicalMemory:
+    """A kcore whose headers promise ``size`` bytes of memory at ``offset``."""
+    text = elf.ProgramHeader(
+        elf.PT_LOAD, 7, 0x1000, kcore.START_KERNEL_MAP + (1 << 24), 1 << 24, 1 << 20, 1 << 20
+    )
+    ram = elf.ProgramHeader(elf.PT_LOAD, 7, offset, fake_files.PAGE_OFFSET, 0, size, size)
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/kcore").write_bytes(elf.pack_core([text, ram]))
+    return PhysicalMemory(Root(tmp_path))
+
+
+@pytest.mark.parametrize("offset", [(1 << 63) - 1, (1 << 64) - 4096])
+def test_an_offset_that_no_file_has_is_an_error(tmp_path: Path, offset: int) -> None:
+    """pread(2) takes a signed one; Python's raises OverflowError for more."""
+    with hostile(tmp_path, offset, 1 << 40) as memory, pytest.raises(MachineError, match="kcore"):
+        memory.read(1 << 20, 4096)
+
+
+def test_more_than_there_is_memory_is_not_set_aside(tmp_path: Path) -> None:
+    """MemoryError: the buffer of a read is made before anything is read."""
+    memory = hostile(tmp_path, 0x1000, 1 << 46)
+    with memory, pytest.raises(MachineError, match="does not give"):
+        memory.read(0, 1 << 46)
+
+
+def test_a_fifo_in_its_place_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    os.mkfifo(tmp_path / "proc/kcore")
+    with pytest.raises(InputError, match="not a regular file"):
+        PhysicalMemory(Root(tmp_path))

@@ -69,3 +69,50 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file in the way")
     with pytest.raises(KdumphpdError, match="run/kdumphpd"):
         single_instance(Root(tmp_path)).__enter__()
+
+
+def test_others_cannot_open_it(tmp_path: Path) -> None:
+    """Whoever can read it can lock it; commands run by hand made it readable."""
+    root = Root(tmp_path)
+    path = root.path(LOCK)
+    path.parent.mkdir(parents=True)
+    path.touch()
+    path.chmod(0o644)
+    with single_instance(root):
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize("then", ["print('held', flush=True); sys.stdin.read()", "fork()"])
+def test_another_user_who_opened_it_before_is_passed_over(tmp_path: Path, then: str) -> None:
+    """Also one that has its child hold the lock, and ends."""
+    (tmp_path / "proc").symlink_to("/proc")
+    root = Root(tmp_path)
+    path = root.path(LOCK)
+    path.parent.mkdir(parents=True)
+    path.touch()
+    script = (
+        "import fcntl, os, sys\n"
+        "def fork():\n"
+        "    if os.fork() == 0:\n"
+        "        sys.stdin.readline()\n"
+        "        print('held', flush=True); sys.stdin.read()\n"
+        "    os._exit(0)\n"
+        "fd = os.open(sys.argv[1], os.O_RDONLY); os.setuid(4242)\n"
+        f"fcntl.flock(fd, fcntl.LOCK_EX); {then}\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        if then == "fork()":
+            other.wait(60)
+            other.stdin.write("\n")
+            other.stdin.flush()
+        assert other.stdout.readline() == "held\n"
+        with single_instance(root), pytest.raises(BusyError, match=rf"pid {os.getpid()}\)"):
+            single_instance(root).__enter__()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -120,3 +122,48 @@ def test_building_again_with_the_same_nonce_gives_the_same_block(host: FakeHost)
     machine = parts.reader.snapshot()
     assert parts.loader.rebuilt(machine, block) == block
     assert parts.loader.full(machine).block.digest != block.digest, "each load has its own nonce"
+
+
+def test_only_the_header_of_a_huge_kernel_is_read_for_a_plan(host: FakeHost) -> None:
+    """1 GiB of memory, before."""
+    parts = host.open()
+    planned = parts.loader.plan(parts.reader.snapshot())
+    os.truncate(host.root.path(KERNEL), 1 << 30)
+    parts.source.close()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert parts.loader.plan(parts.reader.snapshot()).layout == planned.layout
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+
+
+@pytest.mark.parametrize("name", [KERNEL, INITRD])
+def test_a_file_that_outgrows_the_reservation_is_not_read(host: FakeHost, name: str) -> None:
+    parts = host.open()
+    planned = parts.loader.plan(parts.reader.snapshot())
+    os.truncate(host.root.path(name), 3 << 30)
+    with pytest.raises(ImageError, match=rf"{name} has 3221225472 bytes, more than the reserv"):
+        parts.source.image(planned, bytes(16))
+
+
+@pytest.mark.parametrize("name", [KERNEL, INITRD])
+def test_a_file_that_others_can_write_is_not_loaded(host: FakeHost, name: str) -> None:
+    host.root.path(name).chmod(0o666)
+    parts = host.open()
+    with pytest.raises(ImageError, match=r"writable by others \(mode 0666\); chmod go-w"):
+        parts.loader.full(parts.reader.snapshot())
+    assert not host.kernel.calls
+
+
+def test_a_file_made_writable_after_the_plan_is_not_loaded(host: FakeHost) -> None:
+    parts = host.open()
+    planned = parts.loader.plan(parts.reader.snapshot())
+    host.root.path(INITRD).chmod(0o666)
+    with pytest.raises(ImageError, match="writable by others"):
+        parts.source.image(planned, bytes(16))
+
+
+def test_a_header_that_changed_after_the_plan_is_not_loaded(host: FakeHost) -> None:
+    parts = host.open()
+    planned = parts.loader.plan(parts.reader.snapshot())
+    host.root.path(KERNEL).write_bytes(bzimage(SyntheticBzImage(pref_address=0x2000000)))
+    with pytest.raises(ImageError, match="changed while it was read"):
+        parts.source.image(planned, bytes(16))
