@@ -203,7 +203,7 @@ def test_a_reservation_that_is_too_small(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     host = FakeHost(tmp_path, crashkernel=32 * MIB)
-    bad(host, capsys, "load", 69, "is 32 MiB", "needs 58 MiB", "crashkernel=192M")
+    bad(host, capsys, "load", 69, "is 32 MiB", "needs 54 MiB", "crashkernel=192M")
     # What it advises is enough.
     enough = FakeHost(tmp_path / "enough", crashkernel=192 * MIB)
     assert run(enough, "load") == 0
