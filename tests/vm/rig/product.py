@@ -35,17 +35,7 @@ def build_wheel(source: Path, directory: Path) -> Path:
         command.append("--no-build-isolation")
     tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     with step("wheel"):
-        done = subprocess.run(
-            command,
-            env={**os.environ, "PATH": tools},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-    if done.returncode != 0:
-        raise RigError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}")
+        _make(command, PATH=tools)
     (wheel,) = directory.glob("*.whl")
     return wheel
 
@@ -53,9 +43,16 @@ def build_wheel(source: Path, directory: Path) -> Path:
 def build_rpm(source: Path, directory: Path, release: str) -> Path:
     """The package of the tree ``source`` as it is now, made as ``make rpm`` does: seconds."""
     command = [str(source / "packaging/rpm/build-rpm"), str(directory)]
+    with step("rpm"):
+        _make(command, PYTHON=sys.executable, RELEASE=release)
+    (package,) = directory.glob("kdumphpd-[0-9]*.rpm")
+    return package
+
+
+def _make(command: list[str], **environment: str) -> None:
     done = subprocess.run(
         command,
-        env={**os.environ, "PYTHON": sys.executable, "RELEASE": release},
+        env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -63,9 +60,7 @@ def build_rpm(source: Path, directory: Path, release: str) -> Path:
         check=False,
     )
     if done.returncode != 0:
-        raise RigError(f"{command[0]}: exit {done.returncode}\n{done.stdout}")
-    (package,) = directory.glob("kdumphpd-[0-9]*.rpm")
-    return package
+        raise RigError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}")
 
 
 def add_product(
