@@ -4,6 +4,7 @@
 #   make demo             the main job in a VM: hotplug, crash, a complete vmcore
 #   make test             lint, types, unit and property tests, then the VM tests
 #   make test-vm-matrix   every kernel and firmware that we support
+#   make test-selinux     the service confined by an enforcing policy
 #   make test-pythons     the unit tests with Python 3.9 to 3.14, old and new libraries
 #   make bench            speed, as ratios measured side by side in one run
 #   make rpm              build/rpm/*.rpm
@@ -12,7 +13,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test lint test-unit test-vm test-vm-matrix test-pythons bench rpm wheel packages clean
+.PHONY: demo test lint test-unit test-vm test-vm-matrix test-selinux test-pythons bench rpm wheel packages clean
 
 demo: wheel
 	$(RUN)/python -m tests.vm.demo
@@ -28,10 +29,13 @@ test-unit: $(VENV)/installed
 	$(RUN)/pytest tests/unit
 
 test-vm: wheel
-	KDUMPHPD_WHEEL=$$(echo build/dist/*.whl) $(RUN)/pytest tests/vm
+	KDUMPHPD_WHEEL=$$(echo build/dist/*.whl) $(RUN)/pytest tests/vm --ignore=tests/vm/test_selinux.py
 
 test-vm-matrix: wheel
 	KDUMPHPD_WHEEL=$$(echo build/dist/*.whl) $(RUN)/python -m tests.vm.matrix
+
+test-selinux: $(VENV)/installed
+	$(RUN)/pytest tests/vm/test_selinux.py
 
 test-pythons: $(VENV)/installed
 	$(RUN)/python -m tests.pythons

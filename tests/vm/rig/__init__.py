@@ -6,7 +6,7 @@ from .errors import CommandFailedError, RigError
 from .firmware import Firmware
 from .gdbstub import PhysicalMemory
 from .guest_image import GuestImage, build_or_reuse
-from .guests import BOOKWORM, BULLSEYE, FLEET, GUESTS, SID, TRIXIE, Guest
+from .guests import BOOKWORM, BULLSEYE, FLEET, GUESTS, SELINUX, SID, TRIXIE, Guest
 from .journal import Journal
 from .machine import Capture, Dimm, Machine
 from .options import CAPTURE_COMMAND_LINE, GIB, MIB, MachineOptions
@@ -19,7 +19,7 @@ from .oracles import (
 )
 from .overlay import Overlay
 from .pattern import Pattern, hold_pattern
-from .product import add_kdump, add_product, build_wheel
+from .product import add_kdump, add_product, build_rpm, build_wheel, needs_python
 
 __all__ = [
     "BOOKWORM",
@@ -29,6 +29,7 @@ __all__ = [
     "GIB",
     "GUESTS",
     "MIB",
+    "SELINUX",
     "SID",
     "TRIXIE",
     "Capture",
@@ -47,11 +48,13 @@ __all__ = [
     "add_kdump",
     "add_product",
     "build_or_reuse",
+    "build_rpm",
     "build_wheel",
     "cpu_notes_in_vmcore",
     "expected_ram",
     "find_pattern",
     "hold_pattern",
+    "needs_python",
     "ram_in_header",
     "ram_in_vmcore",
 ]
