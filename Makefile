@@ -5,6 +5,7 @@
 #   make test             lint, types, unit and property tests, then the VM tests
 #   make test-vm-matrix   every kernel and firmware that we support
 #   make test-real-kdump KDUMP_UTILS=DIR   the RPM beside real kdump scripts, in VMs
+#   make test-selinux     the service confined by an enforcing policy
 #   make test-pythons     the unit tests with Python 3.9 to 3.14, old and new libraries
 #   make bench            speed, as ratios measured side by side in one run
 #   make rpm              build/rpm/*.rpm
@@ -13,7 +14,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test lint test-unit test-vm test-vm-matrix test-real-kdump test-pythons bench rpm wheel packages clean
+.PHONY: demo test lint test-unit test-vm test-vm-matrix test-selinux test-real-kdump test-pythons bench rpm wheel packages clean
 
 demo: wheel
 	$(RUN)/python -m tests.vm.demo
@@ -29,7 +30,7 @@ test-unit: $(VENV)/installed
 	$(RUN)/pytest tests/unit
 
 test-vm: wheel
-	KDUMPHPD_WHEEL=$$(echo build/dist/*.whl) $(RUN)/pytest tests/vm
+	KDUMPHPD_WHEEL=$$(echo build/dist/*.whl) $(RUN)/pytest tests/vm --ignore=tests/vm/test_selinux.py
 
 test-vm-matrix: wheel
 	KDUMPHPD_WHEEL=$$(echo build/dist/*.whl) $(RUN)/python -m tests.vm.matrix
@@ -41,6 +42,9 @@ test-real-kdump: rpm wheel
 	KDUMPHPD_WHEEL=$$(echo build/dist/*.whl) KDUMPHPD_RPM=$$(echo build/rpm/kdumphpd-[0-9]*.rpm) \
 		KDUMPHPD_KDUMP_UTILS=$(abspath $(KDUMP_UTILS)) \
 		$(RUN)/pytest tests/vm/test_host_*.py tests/vm/test_real_initrd.py
+
+test-selinux: $(VENV)/installed
+	$(RUN)/pytest tests/vm/test_selinux.py
 
 test-pythons: $(VENV)/installed
 	$(RUN)/python -m tests.pythons

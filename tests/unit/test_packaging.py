@@ -31,6 +31,7 @@ SPEC = PACKAGING / "rpm/kdumphpd.spec"
 PAGES = sorted((PACKAGING / "man").iterdir())
 MAN_8 = (PACKAGING / "man/kdumphpd.8").read_text()
 MAN_5 = (PACKAGING / "man/kdumphpd.toml.5").read_text()
+POLICY = (PACKAGING / "selinux/kdumphpd.te").read_text()
 SAMPLE = PACKAGING / "kdumphpd.toml"
 
 
@@ -221,6 +222,7 @@ def test_macros_for_debian_are_all_that_is_needed() -> None:
     assert "bundled(python3dist(pydantic))" in parsed
     known = {"description", "prep", "build", "install", "check", "post", "preun", "postun"}
     known |= {"files", "license", "doc", "dir", "config", "ghost", "changelog"}
+    known |= {"package", "pre", "posttrans", "verify"}
     assert set(re.findall(r"%\{?\??(\w+)", parsed)) <= known
 
 
@@ -229,6 +231,26 @@ def test_specification_without_bundled_libraries_is_plain() -> None:
     assert ".whl" not in parsed
     assert "bundled(" not in parsed
     assert {"%pyproject_buildrequires", "%pyproject_install"} <= set(parsed.split())
+
+
+def test_policy_allows_the_capabilities_of_the_unit_and_no_more() -> None:
+    unit = (TREE / "systemd/kdumphpd.service").read_text()
+    (bounding,) = re.findall(r"^CapabilityBoundingSet=(.*)$", unit, re.MULTILINE)
+    rules = re.findall(r"^allow kdumphpd_t self:capability2? (.+);$", POLICY, re.MULTILINE)
+    allowed = {f"CAP_{one.upper()}" for rule in rules for one in rule.strip("{} ").split()}
+    assert allowed == set(bounding.split())
+
+
+def test_policy_and_its_page_cite_code_that_is_there() -> None:
+    page = (PACKAGING / "SELINUX.md").read_text()
+    for text in (POLICY, page):
+        cited = re.findall(r"\b((?:[a-z_]+/)*[a-z_]+\.py)\b", text)
+        assert len(set(cited)) > 10
+        for name in cited:
+            assert (TREE / "kdumphpd" / name).is_file() or (TREE / name).is_file(), name
+    assert "unconfined_service_t" in page
+    switch = re.findall(r"gen_tunable\((\w+), true\)", POLICY)
+    assert [f"setsebool -P {one} off" in page for one in switch] == [True]
 
 
 def test_launcher_takes_the_private_libraries_first(tmp_path: Path) -> None:

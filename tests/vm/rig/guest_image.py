@@ -63,6 +63,12 @@ _FETCH = (
     ' APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get download -q {}'
 )
 
+# setfiles(8) reaches files through /proc/self/fd.
+_SETFILES = (
+    'mount -t proc proc "$1/proc";'
+    ' chroot "$1" sh -c "setfiles /etc/selinux/*/contexts/files/file_contexts /"'
+)
+
 # Units that only cost time here; kexec-tools' own would unload or load behind us.
 _MASKED = (
     "apt-daily-upgrade.timer",
@@ -159,6 +165,9 @@ def _build(guest: Guest, directory: Path) -> None:
     with step("initramfs"):
         initramfs.build(root, _FILES / "init", image.initramfs, directory / "initramfs")
     shutil.copy(image.initramfs, root / "boot/capture.img")
+    if (root / "usr/sbin/setfiles").exists():
+        with step("labels (setfiles)"):
+            _label(root)
     with step("disk (mke2fs)"):
         _make_disk(root, image.disk)
     shutil.rmtree(root)
@@ -263,6 +272,11 @@ def _configure(root: Path) -> None:
     # systemd would otherwise take this for a first boot, and rebuild its caches.
     for stamp in ("etc/.updated", "var/.updated"):
         (root / stamp).touch()
+
+
+def _label(root: Path) -> None:
+    """Give each file the label that the guest's SELinux policy has for it; mke2fs keeps them."""
+    _run(["unshare", "--mount", "sh", "-ec", _SETFILES, "sh", str(root)], timeout=300)
 
 
 def _make_disk(root: Path, disk: Path) -> None:

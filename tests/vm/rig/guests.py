@@ -85,6 +85,14 @@ FLEET = replace(
     archives=(),
 )
 
+# A host whose policy confines: packaging/selinux/ is loaded into it.
+SELINUX = replace(
+    BOOKWORM,
+    name="selinux",
+    packages=(*_PYTHON_PACKAGES, "policycoreutils", "selinux-policy-default"),
+    archives=(),
+)
+
 TRIXIE = Guest(
     name="trixie",
     suite="trixie",

@@ -41,7 +41,10 @@ def build_wheel(source: Path, directory: Path) -> Path:
 
 
 def build_rpm(source: Path, directory: Path, release: str) -> Path:
-    """The package of the tree ``source`` as it is now, made as ``make rpm`` does: seconds."""
+    """The package of the tree ``source`` as it is now, made as ``make rpm`` does: seconds.
+
+    The policy's package, kdumphpd-selinux, lies beside it.
+    """
     command = [str(source / "packaging/rpm/build-rpm"), str(directory)]
     with step("rpm"):
         _make(command, PYTHON=sys.executable, RELEASE=release)
