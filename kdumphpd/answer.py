@@ -7,17 +7,13 @@ stays until a file that decides it is another one.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdumphpd.distribution.adoption import Owner
+from kdumphpd.distribution.stamps import Stamp, stamp
 from kdumphpd.errors import BusyError, KdumphpdError
 from kdumphpd.host import Host
-
-#: Path, and what tells one content from another: device, inode, size, time in nanoseconds.
-Stamp = tuple[tuple[str, int, int, int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -90,16 +86,3 @@ def image_files(host: Host) -> tuple[Path, ...]:
     if host.owner is Owner.CONFIGURATION or spec is None:
         return ()
     return (spec.kernel, spec.initrd)
-
-
-def stamp(paths: Iterable[Path]) -> Stamp:
-    """What the files are now; one that is not there has zeros."""
-    return tuple(_one(path) for path in paths)
-
-
-def _one(path: Path) -> tuple[str, int, int, int, int]:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return (str(path), 0, 0, 0, 0)
-    return (str(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)

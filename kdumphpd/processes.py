@@ -6,18 +6,23 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from kdumphpd.machine.files import Root
 
-#: What systemd gives its services; no variable of ours reaches another program.
+#: What systemd gives its services; no variable that was set for us reaches another program.
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "HOME": "/"}
 #: It is there where systemd is the service manager: sd_booted(3).
 SYSTEMD = "/run/systemd/system"
 #: In which a unit ends that was told to; then as long again for the manager's answer.
 STOP_SECONDS = 5.0
 _TAIL_BYTES = 4096
+_MAX_HUNTS = 100
+# In the environment of all that one run started.
+_MARK = "KDUMPHPD_RUN"
 
 
 @dataclass(frozen=True)
@@ -41,14 +46,21 @@ class Finished:
         return last_line(self.errors) or last_line(self.output)
 
 
-def run(command: Sequence[str], limit_seconds: float) -> Finished:
+def run(command: Sequence[str], limit_seconds: float, *, to_the_last: bool = False) -> Finished:
     """Run ``command`` to its end, or to the end of its time.
 
     What it left in the background is killed with its process group.
 
+    Args:
+        command: the program by its name or path, and its arguments.
+        limit_seconds: how long it may take.
+        to_the_last: kill what left its process group, too: other people's code that runs
+            as a child of ours, and not as a unit, whose cgroup systemd ends as a whole.
+
     Raises:
         OSError: it cannot be started.
     """
+    mark = f"{_MARK}={os.getpid()}-{time.monotonic_ns()}" if to_the_last else ""
     # Files and not pipes: a child that outlives the command cannot keep us waiting.
     with _memory("output") as output, _memory("errors") as errors:
         process = subprocess.Popen(
@@ -56,11 +68,16 @@ def run(command: Sequence[str], limit_seconds: float) -> Finished:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=errors,
-            env=ENVIRONMENT,
+            env=ENVIRONMENT | dict([mark.split("=")] if mark else ()),
             cwd="/",
             start_new_session=True,
         )
-        return Finished(_wait(process, limit_seconds), _tail(output), _tail(errors))
+        try:
+            status = _wait(process, limit_seconds)
+        finally:
+            if mark:
+                _kill_marked(mark.encode())
+        return Finished(status, _tail(output), _tail(errors))
 
 
 def has_systemd(root: Root) -> bool:
@@ -126,6 +143,35 @@ def _wait(process: subprocess.Popen[bytes], limit_seconds: float) -> int | None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def _kill_marked(mark: bytes) -> None:
+    """Kill every process with ``mark`` in its environment.
+
+    A daemon has a session of its own and init for a parent (setsid --fork), so neither of
+    the two leads to it. What it was started with stays with it: the environment. Looked for
+    again until none is found, as one may be about to fork.
+    """
+    for _ in range(_MAX_HUNTS):
+        found = [
+            pid
+            for pid in map(int, filter(str.isdecimal, os.listdir("/proc")))
+            if _has_mark(pid, mark)
+        ]
+        for pid in found:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        if not found:
+            return
+
+
+def _has_mark(pid: int, mark: bytes) -> bool:
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        # It has ended, or its environment is closed to us.
+        return False
+    return mark in environment.split(b"\0")
 
 
 def _tail(fd: int) -> str:

@@ -39,6 +39,19 @@ LIMIT_SECONDS = 30.0
 _EXPLICIT = 'or set source = "explicit", kernel, initrd and command_line in [image]'
 
 _SCRIPT = "ask-kdump-utils.sh"
+#: What the script says with its last step.
+_ANSWERS = frozenset(
+    (
+        "kernel",
+        "initrd",
+        "command_line",
+        "kexec_args",
+        "luks",
+        "release",
+        "configured_release",
+        "configured_line",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,13 @@ def ask(root: Root, limit_seconds: float = LIMIT_SECONDS) -> Asked:
         ) from error
     if reply.timed_out or reply.values.get("step") != "done":
         raise _failure(reply, str(sysconfig), str(library), limit_seconds)
+    missing = sorted(_ANSWERS - reply.values.keys())
+    if missing:
+        # The descriptor is the library's too, whatever it does with it.
+        raise ConfigError(
+            f"{library} or {sysconfig} spoiled the answer: it has no {missing[0]}",
+            f"take out what writes to descriptors that it did not open, {_EXPLICIT}",
+        )
     return _asked(root, reply.values, str(sysconfig), str(library))
 
 

@@ -71,7 +71,8 @@ def run(root: Root, script: Path, arguments: Sequence[str], limit_seconds: float
         command: tuple[str, ...] = (BASH, "--norc", "--noprofile", str(script))
         command += (str(answer), str(messages), *arguments)
         wait = limit_seconds
-        if processes.has_systemd(root):
+        managed = processes.has_systemd(root)
+        if managed:
             command = processes.as_unit(
                 command,
                 f"kdumphpd-{directory.name}.service",
@@ -81,7 +82,7 @@ def run(root: Root, script: Path, arguments: Sequence[str], limit_seconds: float
             )
             wait = processes.unit_seconds(limit_seconds)
         began = time.monotonic()
-        finished = processes.run(command, wait)
+        finished = processes.run(command, wait, to_the_last=not managed)
         took = time.monotonic() - began
         if finished.status == -signal.SIGTERM:
             # systemd stops our service, and this with it.

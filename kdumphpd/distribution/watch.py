@@ -35,6 +35,7 @@ from pathlib import Path
 
 from kdumphpd.distribution import inotify
 from kdumphpd.distribution.inotify import Event, Inotify
+from kdumphpd.distribution.stamps import Stamp, stamp
 
 _MASK = inotify.IN_CLOSE_WRITE | inotify.IN_MOVED_TO | inotify.IN_CREATE | inotify.IN_ONLYDIR
 #: Of 64 KiB, so some ten thousand events: uevents are looked at between two drains, whatever
@@ -50,7 +51,7 @@ class Changed:
     Attributes:
         paths: of those asked for.
         opened: of those whose opening was asked for.
-        lost: events were lost, or a directory went away: anything may have changed.
+        lost: a directory went away, or was made: anything in it may have changed.
     """
 
     paths: frozenset[Path]
@@ -80,6 +81,8 @@ class FileWatch:
         self._paths: frozenset[Path] = frozenset()
         self._opening: frozenset[Path] = frozenset()
         self._missing: tuple[Path, ...] = ()
+        # As they were before the events were read of which none was left.
+        self._stamps: dict[Path, Stamp] = {}
         self.watch(paths)
 
     @property
@@ -95,6 +98,8 @@ class FileWatch:
             opening: those among them of which each opening is told too.
         """
         self._paths, self._opening = frozenset(paths), frozenset(opening)
+        known, self._stamps = self._stamps, self._stamps_now()
+        self._stamps |= {path: known[path] for path in self._paths & known.keys()}
         # Again for a directory that was made between the two calls.
         for _ in range(_MAX_TRIES):
             self._watch_paths()
@@ -134,22 +139,32 @@ class FileWatch:
         """Take what is waiting, without blocking."""
         paths: set[Path] = set()
         opened: set[Path] = set()
-        lost = False
+        lost = overflow = False
+        before, now = self._stamps, self._stamps_now()
         for _ in range(_MAX_READS):
             events = self._inotify.read()
             if not events:
+                self._stamps = now
                 break
             for event in events:
                 # Not Path, for each of the many names that nobody asked for.
                 if event.name and event.name not in self._known:
                     continue
+                overflow |= bool(event.mask & inotify.IN_Q_OVERFLOW)
                 lost |= self._is_loss(event)
                 if event.mask & inotify.IN_OPEN:
                     opened |= self._asked_for(event) & self._opening
                 else:
                     paths |= self._asked_for(event)
-        if lost:
+        if overflow:
+            # Whoever can make files in the directory (/var/crash) can make so many of them:
+            # that is not kdump's doing. A lock that was closed and not written is missed.
+            after = self._stamps_now()
+            paths |= {path for path in self._paths if after[path] != before[path]}
+        if lost or overflow:
+            awaited = self._awaited
             self.watch(self._paths, self._opening)
+            lost |= self._awaited != awaited
         return Changed(frozenset(paths), lost, frozenset(opened))
 
     def close(self) -> None:
@@ -162,7 +177,10 @@ class FileWatch:
             return self._directories.pop(event.wd, None) is not None
         # A directory that was awaited is there: so may the files in it be.
         named = {directory / event.name for directory in self._directories.get(event.wd, ())}
-        return bool(event.mask & inotify.IN_Q_OVERFLOW) or not named.isdisjoint(self._awaited)
+        return not named.isdisjoint(self._awaited)
+
+    def _stamps_now(self) -> dict[Path, Stamp]:
+        return {path: stamp((path,)) for path in self._paths}
 
     def _await(self, directory: Path, added: dict[int, set[Path]], awaited: set[Path]) -> None:
         """Watch the nearest directory above ``directory`` that is there."""

@@ -123,7 +123,7 @@ class CommandLoader:
             command = processes.as_unit(command, UNIT, _DESCRIPTION, limit, _KEYRING)
             limit = processes.unit_seconds(limit)
         try:
-            finished = processes.run(command, limit)
+            finished = processes.run(command, limit, to_the_last=not managed)
         except OSError as error:
             remedy = "correct [update] command"
             raise NotDoneError(f"{command[0]}: {error.strerror}", remedy) from error

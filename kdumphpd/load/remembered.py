@@ -20,6 +20,7 @@ from pathlib import Path
 
 from kdumphpd.audit.read_back import Memory
 from kdumphpd.errors import KdumphpdError, LoadError
+from kdumphpd.machine import trust
 from kdumphpd.machine.files import Root
 from kdumphpd.machine.ranges import Range, subtract
 
@@ -113,10 +114,15 @@ def recall(root: Root) -> Remembered | None:
 
 def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            return file.read(_LIMIT + 1)
+        fd = trust.open_regular(path, follow=False, check_owner=True)
+    except (OSError, trust.DistrustError):
+        return b""
+    try:
+        return trust.read_limited(fd, _LIMIT)
     except OSError:
         return b""
+    finally:
+        os.close(fd)
 
 
 def _parse(content: bytes) -> Remembered | None:

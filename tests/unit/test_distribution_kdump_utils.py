@@ -273,6 +273,13 @@ def test_missing_bash_is_named(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> N
         tree.ask()
 
 
+@pytest.mark.parametrize("said", ["", "kernel=/boot/x\\0", "other=1\\0"])
+def test_an_answer_that_only_claims_to_be_done_is_refused(tree: Tree, said: str) -> None:
+    tree.library(f"printf '{said}step=done\\0' >&\"$_kdumphpd_fd\"; exit 0\n")
+    with pytest.raises(ConfigError, match=r"spoiled the answer: it has no \w+; .*explicit"):
+        tree.ask()
+
+
 def test_no_file_of_a_question_is_left(tree: Tree) -> None:
     tree.write("/run/kdumphpd/ask-killed/answer", "of a process that was killed")
     tree.ask()

@@ -234,6 +234,58 @@ def test_a_flood_of_other_files_is_taken_in_parts(path: Path) -> None:
     watch.close()
 
 
+def flood(directory: Path) -> None:
+    """More than the kernel keeps; it drops an event like the one before it."""
+    limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    (directory / "0").touch()
+    for number in range(limit + 10):
+        (directory / f"{number % 2}").rename(directory / f"{(number + 1) % 2}")
+
+
+def emptied(watch: FileWatch) -> list[Changed]:
+    found = []
+    while select.select([watch], [], [], 0)[0]:
+        found.append(watch.drain())
+    return found
+
+
+def test_a_flood_is_not_taken_for_kdump(path: Path) -> None:
+    """It counted as "kdump acted": everything was asked and hashed again."""
+    path.write_text("")
+    watch = FileWatch([path])
+    flood(path.parent)
+    found = emptied(watch)
+    assert found
+    assert not any(found)
+    watch.close()
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["made", "written"])
+def test_a_change_in_a_flood_is_seen(path: Path, there: bool) -> None:
+    """Its own event was lost; and after it all goes on as before."""
+    if there:
+        path.write_text("old")
+    watch = FileWatch([path])
+    flood(path.parent)
+    path.write_text("new text")
+    assert {one.paths for one in emptied(watch) if one} == {frozenset({path})}
+    assert not drained(watch)
+    path.write_text("again")
+    assert drained(watch) == Changed(frozenset({path}), lost=False)
+    watch.close()
+
+
+def test_a_directory_that_was_made_in_a_flood_is_found(path: Path) -> None:
+    inner = path.parent / "later" / "kdump"
+    watch = FileWatch([inner])
+    flood(path.parent)
+    inner.parent.mkdir()
+    assert any(one.lost for one in emptied(watch))
+    inner.write_text("")
+    assert drained(watch).paths == {inner}
+    watch.close()
+
+
 def test_a_directory_that_may_not_be_searched_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

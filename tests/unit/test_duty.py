@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,15 @@ def test_a_damaged_note_is_none(tmp_path: Path, content: bytes) -> None:
     root = Root(tmp_path)
     duty.begin_load(root)
     root.path(duty.STATE).write_bytes(content)
+    assert not load_is_owed(root)
+    assert not stop_was_seen(root)
+
+
+def test_a_fifo_in_its_place_is_none(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    duty.begin_load(root)
+    root.path(duty.STATE).unlink()
+    os.mkfifo(root.path(duty.STATE))
     assert not load_is_owed(root)
     assert not stop_was_seen(root)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +55,30 @@ def test_a_directory_that_cannot_be_written_is_said(root: Root) -> None:
     root.path("/run").write_text("in the way")
     with pytest.raises(LoadError, match=r"image\.json"):
         remembered.store(root, IMAGE)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        os.mkfifo,
+        os.mkdir,
+        lambda path: path.symlink_to("/dev/zero"),
+        lambda path: path.open("w").truncate(1 << 40),
+    ],
+    ids=["FIFO", "directory", "link", "1 TiB"],
+)
+def test_what_is_no_small_file_is_no_image(root: Root, make: Callable[[Path], None]) -> None:
+    """A FIFO there blocked the daemon for ever."""
+    path = root.path(remembered.STATE)
+    path.parent.mkdir(parents=True)
+    make(path)
+    assert remembered.recall(root) is None
+
+
+def test_what_others_can_write_is_no_image(root: Root) -> None:
+    remembered.store(root, IMAGE)
+    root.path(remembered.STATE).chmod(0o666)
+    assert remembered.recall(root) is None
 
 
 @given(st.binary(max_size=6000))
