@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from kdumphpd import streams
 from kdumphpd.audit.audit import audit as run_audit
 from kdumphpd.audit.compare import Verdict
 from kdumphpd.daemon import run_daemon
@@ -128,5 +129,5 @@ def _show_load(context: Context, host: Host, machine: Machine, mended: Mended) -
 
 
 def _show(context: Context, result: dict[str, Any], shown: str) -> int:
-    print(json.dumps(result, indent=2) if context.arguments.json else shown)
+    streams.write(json.dumps(result, indent=2) if context.arguments.json else shown)
     return int(ExitCode.OK)

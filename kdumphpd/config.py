@@ -11,7 +11,7 @@ import os
 import shlex
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
@@ -28,6 +28,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from kdumphpd.errors import ConfigError
+from kdumphpd.printable import printable
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -301,12 +302,8 @@ def _value(value: object) -> str:
 
 def _brief(text: str, limit: int = 60) -> str:
     """Make ``text`` printable and short."""
-    shown = "".join(_printable(text))
+    shown = printable(text)
     return shown if len(shown) <= limit else shown[: limit - 3] + "..."
-
-
-def _printable(text: str) -> Iterator[str]:
-    return (char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 
 def _and(words: list[str]) -> str:
