@@ -95,6 +95,13 @@ def build_parser() -> argparse.ArgumentParser:
             "show the layout that load would use",
             "Changes nothing. With --root it plans for a recorded tree, without privileges.",
         ),
+        (
+            "check",
+            commands.check,
+            "say whether the configuration can be used",
+            "Reads it, and the files that it names, as a reload would; loads nothing and asks "
+            "nobody. systemctl reload fails where this does.",
+        ),
     ):
         sub = add(name, summary, description)
         sub.add_argument("--json", action="store_true", help="machine-readable output")

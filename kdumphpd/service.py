@@ -73,6 +73,7 @@ class Service:
         self._burst = Burst.begin(Pace.of(self._host.config), clock())
         self._say = Account(reporter, lambda: self._burst.uevents)
         self._due = Due.NOTHING
+        self._refused = ""  # why the configuration of the last reload is not in force
         self._ours = False  # the last look found our image
         self._blind = False  # the last look found nothing that can be read
         # We are able and willing to keep what is loaded: then, and only then, the
@@ -88,7 +89,7 @@ class Service:
     @property
     def status(self) -> str:
         """One line for the service manager."""
-        return self._say.status
+        return "; ".join(filter(None, (self._say.status, self._refused)))
 
     def start(self) -> None:
         """Adopt the loaded image if it is the one that is wanted, else load that.
@@ -159,9 +160,10 @@ class Service:
             except KdumphpdError as error:
                 if host is not None:
                     host.source.close()
-                text = f"the old configuration stays: {error}"
-                self._say.record(Kind.STATUS, text, Details(), Priority.ERR)
+                self._refused = f"the old configuration stays: {error}"
+                self._say.record(Kind.STATUS, self._refused, Details(), Priority.ERR)
                 return
+            self._refused = ""
             self._use(sight.host)
             self._reloaded(sight)
         self._mind_rules(again=True)
