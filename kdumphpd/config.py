@@ -6,6 +6,7 @@ as root must not guess what a misspelt key meant.
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import os
 import shlex
@@ -27,7 +28,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from kdumphpd.errors import ConfigError
+from kdumphpd.errors import ConfigError, PermissionMissingError
 from kdumphpd.printable import printable
 
 if sys.version_info >= (3, 11):
@@ -38,7 +39,11 @@ else:
 DEFAULT_PATH = Path("/etc/kdumphpd/kdumphpd.toml")
 
 # The file has a dozen keys. What is larger is something else.
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 16
+# tomllib takes time by the square of a key's dots, two minutes for 32768 of them. A command
+# line has 2047 characters at most (COMMAND_LINE_SIZE, arch/x86/include/asm/setup.h).
+_MAX_DOTS = 2500
+_MAX_PROBLEMS = 10
 
 IMAGE_KEYS = ("kernel", "initrd", "command_line")
 
@@ -168,7 +173,8 @@ def load_config(
 
     Raises:
         ConfigError: the file cannot be read, is not trusted, is not TOML, or
-            has a key or value that is not known; all of its problems at once.
+            has a key or value that is not known; its first ten problems at once.
+        PermissionMissingError: this user may not read it.
     """
     try:
         text = _read(path, check_owner)
@@ -176,6 +182,10 @@ def load_config(
         if not required:
             return Config()
         raise ConfigError(f"{path} does not exist", "create it or name another file") from None
+    except PermissionError as error:
+        raise PermissionMissingError(
+            f"{path} cannot be read: {error.strerror}", "run kdumphpd as root"
+        ) from error
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read: {error.strerror}", "check its type and its mode"
@@ -189,6 +199,7 @@ def parse(text: str, path: Path) -> Config:
     Raises:
         ConfigError: as :func:`load_config`.
     """
+    _refuse_odd_text(text, path)
     try:
         table = tomllib.loads(text)
     # ValueError: a number of thousands of digits; the rest are its subclasses.
@@ -200,8 +211,7 @@ def parse(text: str, path: Path) -> Config:
     try:
         return Config.model_validate(table)
     except ValidationError as error:
-        problems = "; ".join(dict.fromkeys(_problem(one) for one in error.errors()))
-        raise ConfigError(f"{path}: {problems}", "correct the file") from error
+        raise ConfigError(f"{path}: {_problems(error.errors())}", "correct the file") from error
 
 
 def explicit_image(config: Config, path: Path) -> ExplicitImage:
@@ -220,6 +230,23 @@ def explicit_image(config: Config, path: Path) -> ExplicitImage:
     return ExplicitImage(image.kernel, image.initrd, image.command_line)
 
 
+def _refuse_odd_text(text: str, path: Path) -> None:
+    """Refuse what TOML's own errors do not name, and what takes too long to parse."""
+    if text.startswith("\ufeff"):
+        raise ConfigError(
+            f"{path} begins with a byte order mark", "save the file as UTF-8 without one"
+        )
+    alone = text.replace("\r\n", "\n").partition("\r")
+    if alone[1]:
+        line = alone[0].count("\n") + 1
+        raise ConfigError(
+            f"{path} has a carriage return inside of line {line}", "end lines with a newline"
+        )
+    content = (line for line in text.splitlines() if not line.lstrip().startswith("#"))
+    if sum(line.count(".") for line in content) > _MAX_DOTS:
+        raise ConfigError(f"{path} has more than {_MAX_DOTS} dots", "name a TOML file")
+
+
 def _read(path: Path, check_owner: bool) -> str:
     with open(path, "rb", opener=_open_at_once) as file:
         status = os.fstat(file.fileno())
@@ -233,6 +260,8 @@ def _read(path: Path, check_owner: bool) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError as error:
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ConfigError(f"{path} is UTF-16", "save the file as UTF-8") from error
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigError(
             f"{path} is not UTF-8 (at line {line})", "save the file as UTF-8"
@@ -251,6 +280,13 @@ def _refuse_foreign_hands(path: Path, status: os.stat_result) -> None:
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         mode = stat.S_IMODE(status.st_mode)
         raise ConfigError(f"{path} is writable by others (mode {mode:04o})", f"chmod go-w {path}")
+
+
+def _problems(errors: list[ErrorDetails]) -> str:
+    # Each once: all elements of a list have the same.
+    shown = dict.fromkeys(_problem(one) for one in errors[:_MAX_PROBLEMS])
+    rest = len(errors) - _MAX_PROBLEMS
+    return "; ".join([*shown, *([f"and {rest} more"] if rest > 0 else [])])
 
 
 def _problem(error: ErrorDetails) -> str:
@@ -297,6 +333,8 @@ def _value(value: object) -> str:
         return f'"{_brief(value)}"'
     if isinstance(value, (dict, list)):
         return "a table" if isinstance(value, dict) else "an array"
+    if isinstance(value, int) and value.bit_length() > 64:
+        return "a number of more than 64 bits"  # str() refuses those of 4300 digits
     return _brief(str(value))
 
 

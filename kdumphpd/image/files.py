@@ -7,7 +7,7 @@ import os
 import stat
 from pathlib import Path
 
-from kdumphpd.errors import ImageError, InputError
+from kdumphpd.errors import ImageError, InputError, PermissionMissingError
 from kdumphpd.load.buffers import LockedBuffer
 
 
@@ -30,6 +30,7 @@ class ImageFile:
 
         Raises:
             InputError: it is missing or cannot be read.
+            PermissionMissingError: this user may not read it.
         """
         return cls(role, path, _open(role, path))
 
@@ -99,6 +100,9 @@ def _open(role: str, path: Path) -> int:
     try:
         # A FIFO in the file's place must not stop the daemon.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except PermissionError as error:
+        problem = f"{role} {path}: {error.strerror}"
+        raise PermissionMissingError(problem, "run kdumphpd as root") from error
     except OSError as error:
         raise InputError(f"{role} {path}: {error.strerror}", remedy) from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
