@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import os
-import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from kdumphpd import commands
+from kdumphpd import commands, streams
 from kdumphpd.config import DEFAULT_PATH
-from kdumphpd.errors import ExitCode, KdumphpdError
+from kdumphpd.errors import ExitCode, KdumphpdError, OutputError
 from kdumphpd.load.syscalls import Kernel, LiveKernel
 from kdumphpd.machine.files import Root
 
@@ -27,16 +26,22 @@ exit codes:
   3   audit: unknown, it says why
   64  wrong arguments              65  kernel, initrd or command line unusable
   66  a file is missing            69  the host lacks something
-  71  the kernel refused the load  75  another kdumphpd is running
-  77  a capability is missing      78  the configuration is wrong
+  70  a mistake in kdumphpd        71  the kernel refused the load
+  74  output cannot be written     75  another kdumphpd is running
+  77  permission is missing        78  the configuration is wrong
+  130 interrupted
 """
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         # argparse would exit with 2, which is a verdict of audit.
-        self.print_usage(sys.stderr)
-        self.exit(ExitCode.USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+        streams.complain(f"{self.format_usage()}{self.prog}: {message}; see {self.prog} --help")
+        raise SystemExit(int(ExitCode.USAGE))
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Write help or the version; argparse would let the interpreter fail at its end."""
+        streams.write(message.rstrip("\n"))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -90,6 +95,13 @@ def build_parser() -> argparse.ArgumentParser:
             "show the layout that load would use",
             "Changes nothing. With --root it plans for a recorded tree, without privileges.",
         ),
+        (
+            "check",
+            commands.check,
+            "say whether the configuration can be used",
+            "Reads it, and the files that it names, as a reload would; loads nothing and asks "
+            "nobody. systemctl reload fails where this does.",
+        ),
     ):
         sub = add(name, summary, description)
         sub.add_argument("--json", action="store_true", help="machine-readable output")
@@ -115,6 +127,22 @@ def main(
         root: the host to act on, the live one by default; ``plan --root`` names another.
         kernel: makes the system calls, the running one by default.
     """
+    streams.fill_in()
+    try:
+        return _run(argv, root, kernel)
+    except KdumphpdError as error:
+        if not (isinstance(error, OutputError) and error.hung_up):
+            streams.complain(f"kdumphpd: {error}")
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        return int(ExitCode.INTERRUPTED)
+    except Exception as error:
+        name = type(error).__name__
+        streams.complain(f"{traceback.format_exc()}kdumphpd: {name}: {error}; report these lines")
+        return int(ExitCode.SOFTWARE)
+
+
+def _run(argv: Sequence[str] | None, root: Root | None, kernel: Kernel | None) -> int:
     arguments = build_parser().parse_args(argv)
     directory = getattr(arguments, "root", None)
     context = commands.Context(
@@ -122,17 +150,7 @@ def main(
         Root(directory) if directory else root or Root(),
         kernel or LiveKernel(),
     )
-    code = int(ExitCode.OK)
-    try:
-        code = int(arguments.command(context))
-        sys.stdout.flush()
-    except KdumphpdError as error:
-        print(f"kdumphpd: {error}", file=sys.stderr)
-        return int(error.exit_code)
-    except BrokenPipeError:
-        # The reader has seen enough; nor may the interpreter complain when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return code
+    return int(arguments.command(context))
 
 
 def _version() -> str:
@@ -140,7 +158,3 @@ def _version() -> str:
         return f"kdumphpd {importlib.metadata.version('kdumphpd')}"
     except importlib.metadata.PackageNotFoundError:
         return "kdumphpd, not installed"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

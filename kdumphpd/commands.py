@@ -8,11 +8,19 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from kdumphpd import streams
 from kdumphpd.audit.audit import audit as run_audit
 from kdumphpd.audit.compare import Verdict
 from kdumphpd.daemon import run_daemon
-from kdumphpd.errors import ExitCode, MachineError
-from kdumphpd.host import Host, open_host
+from kdumphpd.distribution.adoption import Owner
+from kdumphpd.errors import (
+    ExitCode,
+    InputError,
+    KdumphpdError,
+    MachineError,
+    PermissionMissingError,
+)
+from kdumphpd.host import Host, config_path, open_host
 from kdumphpd.load.keeper import Mended, State
 from kdumphpd.load.lock import single_instance
 from kdumphpd.load.syscalls import Kernel
@@ -104,6 +112,41 @@ def plan(context: Context) -> int:
     )
 
 
+def check(context: Context) -> int:
+    """``kdumphpd check``: what a reload would make of the configuration."""
+    try:
+        host = context.open()
+        _check_image(host)
+    except KdumphpdError as error:
+        if not context.arguments.json:
+            raise
+        problem = {"usable": False, "problem": error.problem, "remedy": error.remedy or None}
+        _show(context, problem, "")
+        return int(error.exit_code)
+    path = config_path(context.root, context.arguments.config)
+    origin = host.kdump.name if host.owner is Owner.KDUMP and host.kdump else str(path)
+    found = {
+        "usable": True,
+        "problem": None,
+        "remedy": None,
+        "file": str(path) if path.exists() else None,
+        "source": host.config.image.source,
+        "origin": origin,
+    }
+    return _show(context, found, text.check(path, found["file"] is not None, origin))
+
+
+def _check_image(host: Host) -> None:
+    """See that the files of an explicit image are there, and that they can be loaded here."""
+    if host.owner is Owner.KDUMP:
+        return  # asking it takes its lock and its time, and is no matter of our file
+    for file in host.source.files():
+        file.size()
+    # What is not readable for this user, or on this host, is no fault of the configuration.
+    with contextlib.suppress(MachineError, PermissionMissingError, InputError):
+        host.source.kernel(host.reader)
+
+
 def _show_load(context: Context, host: Host, machine: Machine, mended: Mended) -> int:
     if mended.loaded is None:
         raise mended.error()
@@ -128,5 +171,5 @@ def _show_load(context: Context, host: Host, machine: Machine, mended: Mended) -
 
 
 def _show(context: Context, result: dict[str, Any], shown: str) -> int:
-    print(json.dumps(result, indent=2) if context.arguments.json else shown)
+    streams.write(json.dumps(result, indent=2) if context.arguments.json else shown)
     return int(ExitCode.OK)

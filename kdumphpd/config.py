@@ -6,12 +6,13 @@ as root must not guess what a misspelt key meant.
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
@@ -30,6 +31,7 @@ from pydantic_core import ErrorDetails
 from kdumphpd.errors import ConfigError, PermissionMissingError
 from kdumphpd.machine import trust
 from kdumphpd.machine.trust import DistrustError, NotRegularError
+from kdumphpd.printable import printable
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -255,6 +257,8 @@ def _read(path: Path, check_owner: bool) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError as error:
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ConfigError(f"{path} is UTF-16", "save the file as UTF-8") from error
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigError(
             f"{path} is not UTF-8 (at line {line})", "save the file as UTF-8"
@@ -331,17 +335,15 @@ def _value(value: object) -> str:
         return f'"{_brief(value)}"'
     if isinstance(value, (dict, list)):
         return "a table" if isinstance(value, dict) else "an array"
+    if isinstance(value, int) and value.bit_length() > 64:
+        return "a number of more than 64 bits"  # str() refuses those of 4300 digits
     return _brief(str(value))
 
 
 def _brief(text: str, limit: int = 60) -> str:
     """Make ``text`` printable and short."""
-    shown = "".join(_printable(text))
+    shown = printable(text)
     return shown if len(shown) <= limit else shown[: limit - 3] + "..."
-
-
-def _printable(text: str) -> Iterator[str]:
-    return (char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 
 def _and(words: list[str]) -> str:

@@ -62,6 +62,7 @@ class Service:
         self._charge = Charge(open_host())
         self._burst = Burst.begin(Pace.of(self._charge.host.config), clock())
         self._say = Account(reporter, lambda: self._burst.uevents)
+        self._refused = ""  # why the configuration of the last reload is not in force
 
     @property
     def deadline(self) -> int:
@@ -72,7 +73,7 @@ class Service:
     @property
     def status(self) -> str:
         """One line for the service manager."""
-        return self._say.status
+        return "; ".join(filter(None, (self._say.status, self._refused)))
 
     def start(self) -> None:
         """Adopt the loaded image if it is the one that is wanted, else load that.
@@ -138,9 +139,10 @@ class Service:
             except KdumphpdError as error:
                 if host is not None:
                     host.source.close()
-                text = f"the old configuration stays: {error}"
-                self._say.record(Kind.STATUS, text, Details(), Priority.ERR)
+                self._refused = f"the old configuration stays: {error}"
+                self._say.record(Kind.STATUS, self._refused, Details(), Priority.ERR)
                 return
+            self._refused = ""
             self._charge.use(sight.host)
             self._reloaded(sight)
         self._mind_rules(again=True)

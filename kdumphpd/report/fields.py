@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from kdumphpd.events.changes import size_text
+from kdumphpd.printable import printable
 from kdumphpd.report.records import Kind, Priority
 
 WIDTH = 79
@@ -100,7 +101,7 @@ def terminal_text(kind: Kind, message: str, priority: Priority, details: Details
     # The message says the change already, or there is a line of its own for it.
     if details.change and details.change not in message:
         lines += _wrapped(f"    {details.change}", "    ")
-    phrases = ", ".join(_glued(phrase) for phrase in _phrases(details))
+    phrases = ", ".join(_glued(printable(phrase)) for phrase in _phrases(details))
     lines += [line.replace(_GLUE, " ") for line in _wrapped(f"    {phrases}", "    ")]
     return "\n".join(lines) + "\n"
 
@@ -149,9 +150,8 @@ def _glued(phrase: str) -> str:
 
 
 def _wrapped(text: str, indent: str) -> list[str]:
-    shown = "".join(char if char.isprintable() else "?" for char in text)
     return textwrap.wrap(
-        shown,
+        printable(text),
         WIDTH,
         subsequent_indent=indent,
         break_long_words=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from pathlib import Path
 from typing import Any
 
 from kdumphpd.audit.audit import Audit
@@ -131,6 +132,12 @@ def plan(planned: ImagePlan, machine: Machine, spec: ImageSpec, pages: int) -> s
     ]
     lines += [f"  {entry}" for entry in planned.memory_map]
     return "\n".join(lines)
+
+
+def check(path: Path, is_there: bool, origin: str) -> str:
+    """A configuration that can be used, and who says what is loaded."""
+    shown = str(path) if is_there else f"the defaults, as there is no {path}"
+    return f"{_line('usable', shown)}\n{_line('image of', origin)}"
 
 
 def _origins(spec: ImageSpec) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kdumphpd import cli
+from kdumphpd import cli, commands
 from tests.unit.host_fixture import FakeHost
 
 
@@ -49,7 +49,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_audit_of_this_very_host_says_something() -> None:
     """As a process, on a host that is what it is: a verdict or unknown, never a traceback."""
     result = subprocess.run(
-        [sys.executable, "-m", "kdumphpd.cli", "audit", "--json"],
+        [sys.executable, "-m", "kdumphpd", "audit", "--json"],
         capture_output=True,
         text=True,
         check=False,
@@ -61,12 +61,48 @@ def test_the_audit_of_this_very_host_says_something() -> None:
     assert json.loads(result.stdout)["verdict"]
 
 
-def test_a_reader_that_goes_away_early_is_no_error(host: FakeHost) -> None:
-    host.load()
+COMMANDS = [["plan", "--root", "TREE"], ["audit", "--json"], ["--help"]]
+#: How a shell sets up what the command finds, and whether standard error is left to read.
+NOWHERE = [">/dev/full", ">&-", "<&- >&- 2>&-", ">/dev/full 2>/dev/full"]
+
+
+def shell(
+    host: FakeHost, arguments: list[str], redirection: str
+) -> subprocess.CompletedProcess[str]:
+    tree = str(host.root.directory)
+    command = [
+        sys.executable,
+        "-m",
+        "kdumphpd",
+        *(tree if one == "TREE" else one for one in arguments),
+    ]
+    return subprocess.run(
+        ["sh", "-c", f'exec "$@" {redirection}', "sh", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        cwd=Path(__file__).parents[2],
+    )
+
+
+@pytest.mark.parametrize("redirection", NOWHERE)
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_what_cannot_be_written_is_no_verdict(
+    host: FakeHost, arguments: list[str], redirection: str
+) -> None:
+    done = shell(host, arguments, redirection)
+    assert done.returncode == 74
+    heard = "2>" not in redirection
+    assert done.stderr.startswith("kdumphpd: standard output: ") == heard
+    assert done.stderr.count("\n") == heard, "one line"
+
+
+def test_a_reader_that_goes_away_early_gets_no_verdict_and_no_complaint(host: FakeHost) -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
     result = subprocess.run(
-        [sys.executable, "-m", "kdumphpd.cli", "plan", "--root", str(host.root.directory)],
+        [sys.executable, "-m", "kdumphpd", "audit"],
         stdout=write_end,
         stderr=subprocess.PIPE,
         text=True,
@@ -75,7 +111,80 @@ def test_a_reader_that_goes_away_early_is_no_error(host: FakeHost) -> None:
         cwd=Path(__file__).parents[2],
     )
     os.close(write_end)
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (74, "")
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", "<&- 2>&-"])
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["nonsense"], 64), (["plan", "--root", "/nowhere"], 78), (["plan", "--config", "/no"], 78)],
+)
+def test_a_complaint_that_nobody_hears_keeps_its_exit_code(
+    host: FakeHost, arguments: list[str], code: int, redirection: str
+) -> None:
+    done = shell(host, arguments, redirection)
+    assert (done.returncode, done.stdout) == (code, ""), "nor does it end up in the output"
+
+
+def test_names_that_no_terminal_can_show_are_written_as_escapes(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A file name is bytes: with an escape sequence, a reversal of the line, no UTF-8."""
+    nasty = os.fsdecode(b"/etc/\x1b[2Jkdump\xff\xe2\x80\xae\n.toml")
+    assert cli.main(["plan", "--config", nasty], host.root, host.kernel) == 78
+    said = capfd.readouterr().err
+    assert said.endswith("\n")
+    assert said[:-1].isprintable()
+    assert "/etc/\\x1b[2Jkdump\\xff\\u202e\\x0a.toml does not exist" in said
+
+
+def test_an_encoding_without_the_letters_shows_them_as_escapes(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "kdumphpd", "plan", "--config", str(tmp_path / "gr\u00f6\u00dfe")],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == 78
+    assert "gr\\xf6\\xdfe does not exist" in done.stderr
+
+
+class Broken:
+    """In a command's place: raises what nobody foresaw."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __call__(self, context: object) -> int:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyError("step"), 70, "kdumphpd: KeyError: 'step'; report these lines\n"),
+        (OSError(5, "Input/output error"), 70, "Input/output error"),
+        (MemoryError(), 70, "MemoryError"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_what_nobody_foresaw_is_no_verdict(
+    host: FakeHost,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+    said: str,
+) -> None:
+    monkeypatch.setattr(commands, "audit", Broken(error))
+    assert cli.main(["audit"], host.root, host.kernel) == code
+    heard = capfd.readouterr()
+    assert heard.out == ""
+    assert said in heard.err
+    assert bool(heard.err) == bool(said)
 
 
 def test_root_of_plan_wins_over_the_host(

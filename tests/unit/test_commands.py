@@ -13,6 +13,7 @@ import pytest
 
 from kdumphpd import cli
 from kdumphpd.load.lock import LOCK, single_instance
+from tests.unit.fake_kdump import FakeKdump
 from tests.unit.fake_kernel import MIB
 from tests.unit.host_fixture import CONFIG, DIMM, INITRD, KERNEL, FakeHost, bzimage
 from tests.unit.synthetic import SyntheticBzImage
@@ -95,6 +96,36 @@ def test_audit_exit_codes(host: FakeHost, capsys: pytest.CaptureFixture[str]) ->
     assert "unknown" in capsys.readouterr().out
 
 
+def test_check_says_whether_the_configuration_can_be_used(
+    host: FakeHost, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(host.root.path(str(CONFIG)))
+    assert run(host, "check") == 0
+    assert capsys.readouterr().out.split()[:2] == ["usable", path]
+    code, found = run_json(host, capsys, "check")
+    assert (code, found["usable"], found["problem"]) == (0, True, None)
+    assert (found["file"], found["source"], found["origin"]) == (path, "explicit", path)
+    host.write(str(CONFIG), "[image]\nkernle = 1\n")
+    code, found = run_json(host, capsys, "check")
+    assert (code, found["usable"], found["remedy"]) == (78, False, "correct the file")
+    assert "image.kernle" in found["problem"]
+
+
+def test_check_asks_nobody_and_takes_no_lock(
+    host: FakeHost, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """kdump may be at work for minutes; what it would load is no matter of our file."""
+    FakeKdump(host)
+    host.root.path(str(CONFIG)).unlink()
+    with single_instance(host.root):
+        code, found = run_json(host, capsys, "check")
+    assert (code, found["file"], found["source"]) == (0, None, "auto")
+    assert found["origin"] == "kdump-tools"
+    host.root.path("/proc/kcore").unlink()
+    assert run(host, "check") == 0
+    assert "the defaults" in capsys.readouterr().out
+
+
 # --- bad input: one line with the file, the value and the remedy; the image stays --------
 
 
@@ -135,7 +166,7 @@ def armed(host: FakeHost) -> FakeHost:
         (bzimage(SyntheticBzImage(xloadflags=1)), ("XLF_CAN_BE_LOADED_ABOVE_4G",)),
     ],
 )
-@pytest.mark.parametrize("command", ["load", "plan"])
+@pytest.mark.parametrize("command", ["load", "plan", "check"])
 def test_a_kernel_that_cannot_be_used(
     armed: FakeHost,
     capsys: pytest.CaptureFixture[str],
@@ -149,11 +180,12 @@ def test_a_kernel_that_cannot_be_used(
 
 
 @pytest.mark.parametrize(("name", "key"), [(KERNEL, "kernel"), (INITRD, "initrd")])
+@pytest.mark.parametrize("command", ["load", "check"])
 def test_a_file_that_is_missing(
-    armed: FakeHost, capsys: pytest.CaptureFixture[str], name: str, key: str
+    armed: FakeHost, capsys: pytest.CaptureFixture[str], command: str, name: str, key: str
 ) -> None:
     armed.root.path(name).unlink()
-    bad(armed, capsys, "load", 66, str(armed.root.path(name)), "No such file", f"[image] {key}")
+    bad(armed, capsys, command, 66, str(armed.root.path(name)), "No such file", f"[image] {key}")
 
 
 def test_an_initrd_that_is_empty(armed: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
@@ -250,7 +282,7 @@ def test_no_cap_sys_boot(armed: FakeHost, capsys: pytest.CaptureFixture[str], co
         ('[image]\nsource = "explicit"\nkernel = "/k"\n', ("initrd and command_line", "add")),
     ],
 )
-@pytest.mark.parametrize("command", ["load", "update", "plan", "run"])
+@pytest.mark.parametrize("command", ["load", "update", "plan", "run", "check"])
 def test_a_configuration_that_cannot_be_used(
     armed: FakeHost,
     capsys: pytest.CaptureFixture[str],
@@ -263,7 +295,7 @@ def test_a_configuration_that_cannot_be_used(
     armed.assert_complete()
 
 
-@pytest.mark.parametrize("command", ["load", "update", "plan", "run"])
+@pytest.mark.parametrize("command", ["load", "update", "plan", "run", "check"])
 def test_a_host_whose_kdump_cannot_be_asked(
     armed: FakeHost, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:

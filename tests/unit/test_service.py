@@ -368,8 +368,20 @@ def test_reload_of_a_broken_configuration_keeps_the_old_one(
     assert "the old configuration stays" in record.message
     change(host, service)
     host.settle(service)
+    assert service.status == f"complete; {record.message}", "for as long as it is so"
     assert [call.names for call in host.kernel.calls] == [("elfcorehdr",)]
     host.assert_complete()
+
+
+def test_a_mended_configuration_leaves_nothing_in_the_status(
+    host: FakeHost, service: Service
+) -> None:
+    host.write(str(CONFIG), "[image]\nsauce = 3\n")
+    service.reload()
+    assert "image.sauce" in service.status
+    host.configure()
+    service.reload()
+    assert "configuration" not in service.status
 
 
 def test_reload_that_the_kernel_refuses_is_tried_again(host: FakeHost, service: Service) -> None:

@@ -23,6 +23,7 @@ from tests.vm.rig import (
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(900)]
 
+CONFIG = "/etc/kdumphpd/kdumphpd.toml"
 CONTENT = b"memory that was plugged in after the crash kernel was loaded"
 
 
@@ -112,11 +113,21 @@ def test_signals_and_commands(bookworm: GuestImage, product: Overlay, tmp_path: 
             assert code == 75
             assert "another kdumphpd is running" in stderr
 
-        guest.run("systemctl kill -s USR1 kdumphpd")
+        guest.run("systemctl kill --kill-whom=main -s USR1 kdumphpd")
         (status,) = journal.wait_for(1, "status")
         assert status["KDUMPHPD_VERDICT"] == "complete"
         guest.run("systemctl reload kdumphpd")
         journal.wait_for(1, "adopted")
+        # A configuration that cannot be used fails the reload, and shows until it is mended.
+        guest.run(f"cp {CONFIG} /run/good.toml; echo 'sauce = 3' >{CONFIG}")
+        assert guest.try_run("systemctl reload kdumphpd")[0] != 0
+        journal.wait_for(2, "status")
+        shown = guest.run("systemctl show -p ActiveState -p SubState -p StatusText kdumphpd")
+        assert "ActiveState=active\nSubState=running\n" in shown
+        assert "the old configuration stays" in shown
+        assert "sauce is not a known key" in shown
+        guest.run(f"cat /run/good.toml >{CONFIG}; systemctl reload kdumphpd")
+        journal.wait_for(2, "adopted")
         guest.run("systemctl stop kdumphpd")
         journal.wait_for(1, "stopped")
         assert audit(vm)["verdict"] == "complete"

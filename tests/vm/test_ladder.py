@@ -132,7 +132,7 @@ def test_lockdown_ends_the_ladder_and_disarms_nothing(wheel: Path, tmp_path: Pat
         guest.run("systemctl restart kdumphpd", timeout=120)
         add(vm)
         add(vm)
-        guest.run("systemctl kill -s USR1 kdumphpd")
+        guest.run("systemctl kill --kill-whom=main -s USR1 kdumphpd")
         journal.wait_for(1, "status")
         restarted = journal.records("started")[-1]
         said = [
