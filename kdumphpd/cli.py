@@ -119,7 +119,7 @@ def main(
     directory = getattr(arguments, "root", None)
     context = commands.Context(
         arguments,
-        Root(directory) if directory else root or Root(),
+        Root(directory, recorded=True) if directory else root or Root(),
         kernel or LiveKernel(),
     )
     code = int(ExitCode.OK)
