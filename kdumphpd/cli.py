@@ -147,7 +147,7 @@ def _run(argv: Sequence[str] | None, root: Root | None, kernel: Kernel | None) -
     directory = getattr(arguments, "root", None)
     context = commands.Context(
         arguments,
-        Root(directory) if directory else root or Root(),
+        Root(directory, recorded=True) if directory else root or Root(),
         kernel or LiveKernel(),
     )
     return int(arguments.command(context))

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from kdumphpd import cli, commands
-from tests.unit.host_fixture import FakeHost
+from tests.unit.fake_kdump import FakeKdump
+from tests.unit.host_fixture import CONFIG, INITRD, KERNEL, FakeHost
 
 
 @pytest.mark.parametrize(
@@ -194,3 +195,23 @@ def test_root_of_plan_wins_over_the_host(
     directory = str(other.root.directory)
     assert cli.main(["plan", "--root", directory, "--json"], host.root, host.kernel) == 0
     assert json.loads(capsys.readouterr().out)["cpus"] == [0, 1, 2, 3]
+
+
+def test_plan_takes_a_recorded_tree_whoever_can_write_it(host: FakeHost) -> None:
+    """Nothing is loaded from it, and a checkout is often writable by a group."""
+    for name in (KERNEL, INITRD, str(CONFIG)):
+        host.root.path(name).chmod(0o666)
+    host.root.path(str(CONFIG)).parent.chmod(0o777)
+    assert cli.main(["plan", "--root", str(host.root.directory)]) == 0
+    assert cli.main(["plan"], host.root, host.kernel) == 65
+
+
+def test_plan_takes_a_recorded_kdump_tools_whoever_can_write_it(
+    host: FakeHost, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kdump = FakeKdump(host)
+    kdump.ask_for()
+    kdump.command_path.chmod(0o666)
+    assert cli.main(["plan", "--root", str(host.root.directory)]) == 0
+    assert "kexec_cmd" in capsys.readouterr().out
+    assert cli.main(["plan"], host.root, host.kernel) == 78

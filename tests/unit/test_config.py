@@ -122,7 +122,10 @@ def test_no_more_than_ten_mistakes_are_named(count: int) -> None:
         (b"\xef\xbb\xbf[image]\n", "begins with a byte order mark"),
         ("[image]\n".encode("utf-16"), "is UTF-16"),
         ("[image]\n".encode("utf-16-be"), "not"),
-        (b"[image]\r\nsource = 'auto'\r[update]\r\n", "a carriage return that ends no line (at line 2)"),
+        (
+            b"[image]\r\nsource = 'auto'\r[update]\r\n",
+            "a carriage return that ends no line .at line 2",
+        ),
     ],
 )
 def test_what_other_systems_make_of_text_is_named(
