@@ -16,7 +16,7 @@ import hashlib
 from kdumphpd.audit import read_back
 from kdumphpd.audit.compare import Verdict, compare
 from kdumphpd.audit.read_back import FoundHeader
-from kdumphpd.errors import LoadError, MachineError, PermissionMissingError
+from kdumphpd.errors import LoadError, PermissionMissingError
 from kdumphpd.header import elfcorehdr
 from kdumphpd.header.elf import EHDR
 from kdumphpd.image.boot_params import check_command_line
@@ -25,7 +25,7 @@ from kdumphpd.image.plan import complete_command_line
 from kdumphpd.load import file_needs, file_placement, remembered
 from kdumphpd.load.file_kernel import KernelFile, refusal_of
 from kdumphpd.load.file_placement import Misfit
-from kdumphpd.load.loader import HostLoader, Loaded
+from kdumphpd.load.loader import HostLoader, Loaded, NoRoomError
 from kdumphpd.load.remembered import Remembered
 from kdumphpd.load.syscalls import KEXEC_FILE_ON_CRASH
 from kdumphpd.machine import reservation as reservations
@@ -58,7 +58,7 @@ class FileLoader(HostLoader):
         digest = self.image_digest()  # has the files read, and opened anew if they were replaced
         misfit = self._misfit(machine, command_line)
         if misfit and armed:
-            raise MachineError(f"not loading: {misfit.problem}", misfit.remedy)
+            raise NoRoomError(f"not loading: {misfit.problem}", misfit.remedy)
         with self._kernel_file.chosen(armed=armed) as kernel:
             initrd = self._source.files()[1].fd
             try:

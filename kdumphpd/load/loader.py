@@ -43,6 +43,10 @@ class NotDoneError(KdumphpdError):
     """A load was not even tried, or did not hold; the next rung is due."""
 
 
+class NoRoomError(KdumphpdError):
+    """The reservation has no room for the image, whoever has the kernel load it."""
+
+
 class OvertakenError(NotDoneError):
     """Another program loaded or unloaded an image since the look; its decision stands."""
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from kdumphpd.audit.compare import Verdict
-from kdumphpd.errors import ImageError, KdumphpdError, MachineError
+from kdumphpd.errors import ImageError, KdumphpdError
 from kdumphpd.host import Host
 from kdumphpd.load.keeper import Mended, State
 from kdumphpd.load.ladder import Rung
+from kdumphpd.load.loader import NoRoomError
 from kdumphpd.load.remembered import STATE
 from tests.unit.fake_kernel import MIB
 from tests.unit.host_fixture import COMMAND_LINE, DIMM, INITRD, KERNEL, OTHER_DIMM
@@ -235,7 +236,7 @@ def test_an_image_that_finds_no_place_is_not_tried(
     host.write(INITRD, b"x" * initrd)
     parts = host.open()
     mended = parts.keeper.load(parts.reader.snapshot())
-    assert isinstance(mended.cause, MachineError)
+    assert isinstance(mended.cause, NoRoomError)
     assert f"no room for {lacking} (elfcorehdr" in str(mended.cause)
     assert "boot with crashkernel=256M" in str(mended.cause)
     assert host.kernel.loaded

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kdumphpd.distribution.watch import Changed
 from kdumphpd.errors import KdumphpdError
 from kdumphpd.report.records import Kind, Priority
 from kdumphpd.service import Service
@@ -105,7 +106,7 @@ def test_a_rebuilt_initrd_loads_nothing(host: HotplugHost, kdump: FakeKdumpUtils
     """kdump itself takes it up when it loads the next time."""
     service = started(host, kdump)
     path = host.write(INITRD, b"rebuilt " * 1000)
-    hint(host, service, type(kdump.configure(LINE))(frozenset({path}), lost=False))
+    hint(host, service, Changed(frozenset({path}), lost=False))
     host.settle(service)
     assert host.kernel.file_calls == []
     assert host.rules.ours
@@ -167,4 +168,27 @@ def test_luks_without_a_command_is_left_to_the_distributions_rule(
         host.service().start()
     assert (host.kernel.calls, host.kernel.file_calls) == ([], [])
     assert host.kernel.loaded
+    assert not host.rules.ours
+
+
+def test_an_image_that_would_not_fit_is_not_left_to_the_command_either(
+    host: HotplugHost, kdump: FakeKdumpUtils
+) -> None:
+    """It would unload first, and then find no room as well."""
+    ran = host.root.path("/ran")
+    host.write(str(CONFIG), f"[update]\ncommand = \"/bin/sh -c 'echo >>{ran}'\"\n")
+    service = started(host, kdump)
+    path = host.write(INITRD, bytes(host.kernel.reservation.size))
+    hint(host, service, Changed(frozenset({path}), lost=False))
+    host.settle(service)
+    host.kernel.hot_add_memory(DIMM)
+    host.kernel.hot_remove_memory(DIMM)
+    service.uevents(uevents(16))
+    host.pass_time(service, 60)
+    assert host.kernel.loaded
+    assert not ran.exists()
+    assert host.kernel.file_calls == []
+    (said,) = [one for one in host.records if one.priority is Priority.CRIT]
+    assert "no room for initrd" in said.message
+    assert said.details.verdict == "stale"
     assert not host.rules.ours
