@@ -279,7 +279,7 @@ def run(row: Row, wheel: Path, directory: Path) -> Shown:
     config = row.config if row.kdump else CONFIG + row.config
     add_product(overlay, row.guest, wheel, TREE / "systemd", config)
     if row.kdump:
-        add_kdump(overlay, TREE / "tests/vm/stand_in")
+        add_kdump(overlay, image)
     if row.options.firmware is Firmware.SECURE_BOOT:
         overlay.copy(secure_boot.sign(image.kernel, directory), "/boot/vmlinuz")
     if row.drop_in:

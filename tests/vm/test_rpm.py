@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.vm.rig import GIB, GuestImage, Journal, Machine, Overlay, RigError
+from tests.vm.rig import GIB, GuestImage, Journal, Machine, Overlay, build_rpm, needs_python
 from tests.vm.rig.product import CONFIG
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(900)]
@@ -30,47 +27,17 @@ find /run -path '*kdump*' -o -path '/run/udev/rules.d/*'
 """
 
 
-def build_rpm(directory: Path, release: str) -> Path:
-    """The package of the tree as it is now, made as ``make rpm`` does: seconds."""
-    command = [str(TREE / "packaging/rpm/build-rpm"), str(directory)]
-    done = subprocess.run(
-        command,
-        env={**os.environ, "PYTHON": sys.executable, "RELEASE": release},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise RigError(f"{command[0]}: exit {done.returncode}\n{done.stdout}")
-    (package,) = directory.glob("*.rpm")
-    return package
-
-
-def needs_python(rpm: Path) -> str:
-    """The Python version that the package asks for: its bundled libraries are built for it."""
-    command = ["rpm", "-q", "--requires", "-p", str(rpm)]
-    requires = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    (version,) = (
-        line.split()[-1]
-        for line in requires.stdout.splitlines()
-        if line.startswith("python(abi) = ")
-    )
-    return version
-
-
 @pytest.fixture
 def host(bookworm: GuestImage, tmp_path: Path) -> Overlay:
     """What is there before the package comes: a vendor's hotplug rule, and the RPMs as files."""
-    rpm = build_rpm(tmp_path / "rpm", "1")
+    rpm = build_rpm(TREE, tmp_path / "rpm", "1")
     if needs_python(rpm) != bookworm.guest.python:
         pytest.skip(f"{rpm.name} is for Python {needs_python(rpm)}, as this machine has it")
     overlay = Overlay(tmp_path / "overlay")
     ran = f'RUN+="/usr/bin/touch {RULE_RAN}"'
     overlay.write(VENDOR_RULE, f'SUBSYSTEM=="memory", ACTION=="add", {ran}\n')
     overlay.copy(rpm, PACKAGE)
-    overlay.copy(build_rpm(tmp_path / "next-rpm", "2"), NEXT_PACKAGE)
+    overlay.copy(build_rpm(TREE, tmp_path / "next-rpm", "2"), NEXT_PACKAGE)
     return overlay
 
 

@@ -6,8 +6,19 @@ from .errors import CommandFailedError, RigError
 from .firmware import Firmware
 from .gdbstub import PhysicalMemory
 from .guest_image import GuestImage, build_or_reuse
-from .guests import BOOKWORM, BULLSEYE, FLEET, GUESTS, SID, TRIXIE, Guest
+from .guests import (
+    BOOKWORM,
+    BULLSEYE,
+    FLEET,
+    GUESTS,
+    KDUMP_UTILS,
+    KDUMP_UTILS_TRIXIE,
+    SID,
+    TRIXIE,
+    Guest,
+)
 from .journal import Journal
+from .kdump import add_kdump, add_real_kdump, kernel_release, marked
 from .machine import Capture, Dimm, Machine
 from .options import CAPTURE_COMMAND_LINE, GIB, MIB, MachineOptions
 from .oracles import (
@@ -19,7 +30,7 @@ from .oracles import (
 )
 from .overlay import Overlay
 from .pattern import Pattern, hold_pattern
-from .product import add_kdump, add_product, build_wheel
+from .product import add_product, add_rpm, build_rpm, build_wheel, needs_python
 
 __all__ = [
     "BOOKWORM",
@@ -28,6 +39,8 @@ __all__ = [
     "FLEET",
     "GIB",
     "GUESTS",
+    "KDUMP_UTILS",
+    "KDUMP_UTILS_TRIXIE",
     "MIB",
     "SID",
     "TRIXIE",
@@ -46,12 +59,18 @@ __all__ = [
     "RigError",
     "add_kdump",
     "add_product",
+    "add_real_kdump",
+    "add_rpm",
     "build_or_reuse",
+    "build_rpm",
     "build_wheel",
     "cpu_notes_in_vmcore",
     "expected_ram",
     "find_pattern",
     "hold_pattern",
+    "kernel_release",
+    "marked",
+    "needs_python",
     "ram_in_header",
     "ram_in_vmcore",
 ]

@@ -97,6 +97,31 @@ TRIXIE = Guest(
     disguised=True,
 )
 
+# What kdump-utils' own scripts need: dracut for its functions and for the initrd, keyctl
+# and sudo for LUKS (kdumpctl calls kexec through it in a unit), hexdump and gawk.
+_FOR_KDUMP_UTILS = (
+    "binutils",
+    "bsdextrautils",
+    "dracut-core",
+    "gawk",
+    "keyutils",
+    "squashfs-tools",
+    "sudo",
+    "zstd",
+)
+
+KDUMP_UTILS = replace(
+    BOOKWORM,
+    name="kdump-utils",
+    packages=(*_PYTHON_PACKAGES, *_FOR_KDUMP_UTILS),
+    archives=(),
+)
+
+# With kernels that update the header themselves.
+KDUMP_UTILS_TRIXIE = replace(
+    TRIXIE, name="kdump-utils-trixie", packages=(*_PYTHON_PACKAGES, *_FOR_KDUMP_UTILS)
+)
+
 SID = Guest(
     name="sid",
     suite="sid",

@@ -35,19 +35,32 @@ def build_wheel(source: Path, directory: Path) -> Path:
         command.append("--no-build-isolation")
     tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     with step("wheel"):
-        done = subprocess.run(
-            command,
-            env={**os.environ, "PATH": tools},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-    if done.returncode != 0:
-        raise RigError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}")
+        _make(command, PATH=tools)
     (wheel,) = directory.glob("*.whl")
     return wheel
+
+
+def build_rpm(source: Path, directory: Path, release: str) -> Path:
+    """The package of the tree ``source`` as it is now, made as ``make rpm`` does: seconds."""
+    command = [str(source / "packaging/rpm/build-rpm"), str(directory)]
+    with step("rpm"):
+        _make(command, PYTHON=sys.executable, RELEASE=release)
+    (package,) = directory.glob("kdumphpd-[0-9]*.rpm")
+    return package
+
+
+def _make(command: list[str], **environment: str) -> None:
+    done = subprocess.run(
+        command,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise RigError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}")
 
 
 def add_product(
@@ -70,16 +83,26 @@ def add_product(
         overlay.copy(catalog, f"/usr/lib/systemd/catalog/{catalog.name}")
 
 
-def add_kdump(overlay: Overlay, files: Path) -> None:
-    """Install what stands in for the distribution's kdump (kdump-utils), and enable its unit.
+def add_rpm(overlay: Overlay, guest: Guest, rpm: Path) -> None:
+    """Lay the files of ``rpm`` over a guest as rpm would place them; enable no unit.
 
-    Args:
-        overlay: gets the files.
-        files: the directory with the stand-in's files.
+    Raises:
+        RigError: it is for another Python than the guest's.
     """
-    overlay.copy(files / "kdumpctl", "/usr/bin/kdumpctl")
-    overlay.copy(files / "kdump-lib.sh", "/usr/lib/kdump/kdump-lib.sh")
-    overlay.copy(files / "sysconfig", "/etc/sysconfig/kdump")
-    overlay.copy(files / "98-kexec.rules", "/usr/lib/udev/rules.d/98-kexec.rules")
-    overlay.copy(files / "kdump.service", "/usr/lib/systemd/system/kdump.service")
-    overlay.enable("kdump.service")
+    if needs_python(rpm) != guest.python:
+        raise RigError(f"{rpm.name} is for Python {needs_python(rpm)}, {guest.name} has another")
+    payload = subprocess.run(["rpm2cpio", rpm], capture_output=True, timeout=60, check=True).stdout
+    extract = ["cpio", "--quiet", "-idmu", "--no-absolute-filenames"]
+    subprocess.run(extract, input=payload, cwd=overlay.tree, timeout=60, check=True)
+
+
+def needs_python(rpm: Path) -> str:
+    """The Python version that the package asks for: its bundled libraries are built for it."""
+    command = ["rpm", "-q", "--requires", "-p", str(rpm)]
+    requires = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    (version,) = (
+        line.split()[-1]
+        for line in requires.stdout.splitlines()
+        if line.startswith("python(abi) = ")
+    )
+    return version
