@@ -4,6 +4,7 @@
 #   make demo             the main job in a VM: hotplug, crash, a complete vmcore
 #   make test             lint, types, unit and property tests, then the VM tests
 #   make test-vm-matrix   every kernel and firmware that we support
+#   make test-real-kdump KDUMP_UTILS=DIR   the RPM beside real kdump scripts, in VMs
 #   make test-pythons     the unit tests with Python 3.9 to 3.14, old and new libraries
 #   make bench            speed, as ratios measured side by side in one run
 #   make rpm              build/rpm/*.rpm
@@ -12,7 +13,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test lint test-unit test-vm test-vm-matrix test-pythons bench rpm wheel packages clean
+.PHONY: demo test lint test-unit test-vm test-vm-matrix test-real-kdump test-pythons bench rpm wheel packages clean
 
 demo: wheel
 	$(RUN)/python -m tests.vm.demo
@@ -32,6 +33,14 @@ test-vm: wheel
 
 test-vm-matrix: wheel
 	KDUMPHPD_WHEEL=$$(echo build/dist/*.whl) $(RUN)/python -m tests.vm.matrix
+
+# KDUMP_UTILS: a checkout of kdump-utils, or the SOURCES directory of EL's kexec-tools.
+test-real-kdump: rpm wheel
+	@test -e "$(KDUMP_UTILS)/kdumpctl" || \
+		{ echo "make $@ KDUMP_UTILS=DIR: name a directory with kdumpctl" >&2; exit 2; }
+	KDUMPHPD_WHEEL=$$(echo build/dist/*.whl) KDUMPHPD_RPM=$$(echo build/rpm/kdumphpd-[0-9]*.rpm) \
+		KDUMPHPD_KDUMP_UTILS=$(abspath $(KDUMP_UTILS)) \
+		$(RUN)/pytest tests/vm/test_host_*.py tests/vm/test_real_initrd.py
 
 test-pythons: $(VENV)/installed
 	$(RUN)/python -m tests.pythons
