@@ -14,6 +14,7 @@ CAP_SYSLOG, no CONFIG_KALLSYMS_ALL) the answer is that it is not known.
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from kdumphpd.distribution.adoption import Whose
 from kdumphpd.errors import KdumphpdError
 from kdumphpd.image.buffer import Buffer
 from kdumphpd.image.source import ImageSpec
-from kdumphpd.machine import symbols
+from kdumphpd.machine import symbols, trust
 from kdumphpd.machine.files import Root
 from kdumphpd.machine.kcore import AddressMap
 from kdumphpd.machine.ranges import Range
@@ -218,7 +219,7 @@ def is_made_from(memory: Memory, content: Content, spec: ImageSpec) -> bool:
         return False
     place = content.initrd
     try:
-        with spec.initrd.open("rb") as file:
+        with os.fdopen(trust.open_regular(spec.initrd), "rb") as file:
             for start in range(place.start, place.end + 1, _CHUNK):
                 size = min(_CHUNK, place.end + 1 - start)
                 if file.read(size) != memory.read(start, size):

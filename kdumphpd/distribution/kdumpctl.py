@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 
+from kdumphpd.machine import flocks
 from kdumphpd.machine.files import Root
 
 STOP = "stop"
@@ -20,10 +21,17 @@ _LIMIT = 4096
 def commands(root: Root) -> frozenset[str]:
     """The first argument of each kdumpctl that runs: ``start``, ``stop``, ``reload``."""
     try:
-        processes = [name for name in os.listdir(root.path("/proc")) if name.isdecimal()]
+        processes = [
+            name for name in os.listdir(root.path("/proc")) if name.isascii() and name.isdecimal()
+        ]
     except OSError:
         return frozenset()
-    found = (_command(root, process) for process in processes)
+    # Whoever runs a program chooses what its command line seems to be.
+    found = (
+        _command(root, process)
+        for process in processes
+        if not flocks.is_another_user(flocks.real_user(int(process), root))
+    )
     return frozenset(one for one in found if one)
 
 

@@ -77,17 +77,11 @@ def difference(
 
 
 def size_text(size: int) -> str:
-    """Say ``size`` bytes: exactly where GiB, MiB or KiB come out even.
-
-    Anything else is rounded to a tenth of a MiB and says ``about``; below
-    1 MiB the bytes are given.
-    """
+    """Say ``size`` bytes in the largest unit that it fills, to a tenth where it is not even."""
     for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
-        if size and size % unit == 0:
-            return f"{size // unit} {name}"
-    if size < MIB:
-        return "1 byte" if size == 1 else f"{size} bytes"
-    return f"about {size / MIB:.1f} MiB"
+        if size >= unit:
+            return f"{size // unit} {name}" if size % unit == 0 else f"{size / unit:.1f} {name}"
+    return "1 byte" if size == 1 else f"{size} bytes"
 
 
 def cpu_list(cpus: Iterable[int]) -> str:

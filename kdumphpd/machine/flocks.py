@@ -26,7 +26,12 @@ class Holder:
         Of a process that has ended nothing is known: flock(1) takes kdump's lock for its
         caller, and ends.
         """
-        return self.uid not in (None, 0, os.getuid())
+        return is_another_user(self.uid)
+
+
+def is_another_user(uid: int | None) -> bool:
+    """Whether that is neither root nor who runs this; of None nothing is known."""
+    return uid not in (None, 0, os.getuid())
 
 
 def holder(fd: int, root: Root) -> Holder | None:
@@ -47,11 +52,12 @@ def holder(fd: int, root: Root) -> Holder | None:
             continue
         if fields[5] == device:
             pid = int(fields[4])
-            return Holder(pid, _real_user(pid, root))
+            return Holder(pid, real_user(pid, root))
     return None
 
 
-def _real_user(pid: int, root: Root) -> int | None:
+def real_user(pid: int, root: Root) -> int | None:
+    """Who runs a process, whatever program it runs; None if it has ended."""
     # Not the owner of /proc/<pid>: that is root for a process that cannot be dumped,
     # which is for each process to choose (fs/proc/base.c, task_dump_owner).
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
@@ -66,18 +67,28 @@ class JournalSink:
         raise structlog.DropEvent
 
 
-class TerminalSink:
-    """The last structlog processor elsewhere: readable lines on ``stream``."""
+def _time_of_day() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S ")
 
-    def __init__(self, stream: TextIO) -> None:
+
+class TerminalSink:
+    """The last structlog processor elsewhere: readable lines on ``stream``.
+
+    Args:
+        stream: the terminal.
+        now: the time of day as it is shown; the journal has its own.
+    """
+
+    def __init__(self, stream: TextIO, now: Callable[[], str] = _time_of_day) -> None:
         self._stream = stream
+        self._now = now
 
     def __call__(
         self, logger: Any, method_name: str, event_dict: MutableMapping[str, Any]
     ) -> NoReturn:
         """Write, and end the chain."""
         try:
-            self._stream.write(terminal_text(**_unpacked(event_dict)))
+            self._stream.write(terminal_text(**_unpacked(event_dict), when=self._now()))
             self._stream.flush()
         except (OSError, ValueError):
             # A closed terminal must not stop the daemon from keeping the

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 from pathlib import Path
 
@@ -293,3 +294,10 @@ def test_initrd_is_compared(tmp_path: Path, content: bytes, same: bool) -> None:
     assert not armed.is_made_from(Memory({}), Content("ro", None), spec)
     initrd.unlink()
     assert not armed.is_made_from(Memory({INITRD.start: b"initrd"}), loaded, spec)
+
+
+def test_a_fifo_in_the_initrd_s_place_is_another_image(tmp_path: Path) -> None:
+    """Opening it would wait for whoever writes to it."""
+    os.mkfifo(tmp_path / "initrd")
+    spec = ImageSpec(tmp_path / "kernel", tmp_path / "initrd", "ro", "test")
+    assert not armed.is_made_from(Memory({}), Content("ro", Range(0, 4095)), spec)

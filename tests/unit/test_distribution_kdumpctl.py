@@ -70,3 +70,12 @@ def test_a_real_one(tmp_path: Path) -> None:
         assert command in commands(Root())
         running.communicate(b"\n")
     assert command not in commands(Root())
+
+
+def test_another_users_process_is_no_kdumpctl(tmp_path: Path) -> None:
+    """Anybody can run a program whose command line says "kdumpctl stop"."""
+    for pid, uid, command in ((7, 4242, "stop"), (8, os.getuid(), "reload")):
+        process(tmp_path, pid, "/bin/bash", "/usr/bin/kdumpctl", command)
+        status = f"Name:\tbash\nUid:\t{uid}\t0\t0\t0\n"
+        (tmp_path / f"proc/{pid}/status").write_text(status)
+    assert commands(Root(tmp_path)) == {"reload"}
