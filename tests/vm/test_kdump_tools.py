@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.vm.kdump_host import rules_read
+from tests.vm.kdump_tools import unpack_kdump_tools
 from tests.vm.rig import (
-    CAPTURE_COMMAND_LINE,
     GIB,
     GuestImage,
     Journal,
@@ -25,15 +25,6 @@ TREE = Path(__file__).parents[2]
 # Loads follow each other closely here.
 CONFIG = "[update]\nmax_disarmed_percent = 10\nsettle_seconds = 2.0\n"
 
-KDUMP_TOOLS = f"""\
-USE_KDUMP=1
-KDUMP_KERNEL=/var/lib/kdump/vmlinuz
-KDUMP_INITRD=/var/lib/kdump/initrd.img
-KDUMP_CMDLINE="{CAPTURE_COMMAND_LINE}"
-KDUMP_CMDLINE_APPEND="irqpoll"
-KDUMP_COREDIR="/var/crash"
-"""
-
 
 @pytest.fixture
 def overlay(bookworm: GuestImage, wheel: Path, tmp_path: Path) -> Overlay:
@@ -46,14 +37,7 @@ def overlay(bookworm: GuestImage, wheel: Path, tmp_path: Path) -> Overlay:
 def test_kdump_tools(bookworm: GuestImage, overlay: Overlay, tmp_path: Path) -> None:
     with Machine(bookworm, tmp_path / "vm", overlay) as vm:
         guest, journal = vm.guest, Journal(vm.guest)
-        guest.run(
-            "dpkg-deb -x /var/lib/rig/kdump-tools_*.deb /tmp/kdump && cd /tmp/kdump"
-            " && cp -a etc usr var / && cp -a lib/. /usr/lib/ && systemctl daemon-reload"
-            # What kdump-config would make anew, in a minute, if it were not there.
-            " && cp /boot/capture.img /var/lib/kdump/initrd.img-$(uname -r)"
-            " && cp /etc/kdump/sysctl.conf /var/lib/kdump/latest_sysctls-$(uname -r)"
-        )
-        guest.write("/etc/default/kdump-tools", KDUMP_TOOLS)
+        unpack_kdump_tools(vm)
         guest.run("systemctl start kdumphpd")
         (stopped,) = journal.wait_for(1, "disarmed")
         assert "kdump is stopped" in stopped["MESSAGE"]
