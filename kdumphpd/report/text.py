@@ -62,6 +62,7 @@ def audit(found: Audit) -> str:
     """An audit, the verdict first."""
     lines = [_line("verdict", found.verdict.value)]
     lines += [_line("because", reason) for reason in found.reasons]
+    lines += [_line("do", line) for line in found.do]
     if found.managed_by:
         lines.append(_line("managed by", found.managed_by))
     header = found.header
