@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
@@ -67,17 +68,24 @@ class JournalSink:
 
 
 class TerminalSink:
-    """The last structlog processor elsewhere: readable lines on ``stream``."""
+    """The last structlog processor elsewhere: readable lines on ``stream``.
 
-    def __init__(self, stream: TextIO) -> None:
+    Args:
+        stream: where they go.
+        now: the time to begin a record with, which the journal adds itself.
+    """
+
+    def __init__(self, stream: TextIO, now: Callable[[], str] = str) -> None:
         self._stream = stream
+        self._now = now
 
     def __call__(
         self, logger: Any, method_name: str, event_dict: MutableMapping[str, Any]
     ) -> NoReturn:
         """Write, and end the chain."""
         try:
-            self._stream.write(terminal_text(**_unpacked(event_dict)))
+            record = terminal_text(**_unpacked(event_dict), time=self._now())
+            self._stream.write(record)
             self._stream.flush()
         except (OSError, ValueError):
             # A closed terminal must not stop the daemon from keeping the
@@ -102,13 +110,16 @@ def open_reporter() -> Reporter:
 
 def build_sink(stream: TextIO, environ: Mapping[str, str]) -> Sink:
     """Choose the journal or the terminal."""
-    terminal = TerminalSink(stream)
     if not goes_to_journal(stream, environ):
-        return terminal
+        return TerminalSink(stream, _local_time)
     # Only here: a terminal needs no libsystemd.
     from systemd.journal import sendv  # noqa: PLC0415
 
-    return JournalSink(sendv, terminal)
+    return JournalSink(sendv, TerminalSink(stream))
+
+
+def _local_time() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S")
 
 
 class Reporter:
