@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdumphpd import streams
+from kdumphpd.audit.advice import unknown_state
 from kdumphpd.audit.audit import audit as run_audit
 from kdumphpd.audit.compare import Verdict
 from kdumphpd.daemon import run_daemon
 from kdumphpd.distribution.adoption import Owner
+from kdumphpd.distribution.unit_state import unit_state
 from kdumphpd.errors import (
     ExitCode,
     InputError,
@@ -89,7 +91,8 @@ def update(context: Context) -> int:
 
 def audit(context: Context) -> int:
     """``kdumphpd audit``; its exit code is the verdict."""
-    found = run_audit(context.root, MachineReader(context.root))
+    state_of = unit_state if context.root.is_live else unknown_state
+    found = run_audit(context.root, MachineReader(context.root), state_of=state_of)
     _show(context, found.to_json(), text.audit(found))
     return _VERDICT_CODES[found.verdict]
 

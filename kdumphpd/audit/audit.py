@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kdumphpd.audit import read_back
+from kdumphpd.audit import advice, read_back
 from kdumphpd.audit.compare import Comparison, Difference, Verdict, compare
 from kdumphpd.audit.foreign import live_headers
 from kdumphpd.errors import KdumphpdError
@@ -42,6 +42,7 @@ class Audit:
         verified: whether the image's static part has its digest; None if it is not ours.
         segments: name and place of each part of our image.
         reasons: why the verdict is not `Verdict.COMPLETE`, a sentence each.
+        do: what to do about that, a line each.
     """
 
     verdict: Verdict
@@ -53,6 +54,7 @@ class Audit:
     verified: bool | None = None
     segments: tuple[tuple[str, Range], ...] = ()
     reasons: tuple[str, ...] = ()
+    do: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The contract's JSON object."""
@@ -79,6 +81,7 @@ class Audit:
                 ],
             },
             "reasons": list(self.reasons),
+            "do": list(self.do),
         }
 
 
@@ -90,25 +93,38 @@ def _difference(one: Difference) -> dict[str, Any]:
     return {"cpus": list(one.cpus), "memory": _pairs(one.memory)}
 
 
-def audit(root: Root, reader: MachineReader, *, verify: bool = True) -> Audit:
+def audit(
+    root: Root,
+    reader: MachineReader,
+    *,
+    verify: bool = True,
+    state_of: advice.StateOf = advice.unknown_state,
+) -> Audit:
     """Read back what is loaded and compare it with the machine as it is now.
 
     Args:
         root: the host.
         reader: takes the snapshot.
         verify: hash the static part too; without it ``verified`` stays None.
+        state_of: gives the state of a unit, to say why nothing is loaded.
     """
     loaded: bool | None = None
     try:
         loaded = reservations.crash_loaded(root)
         if not loaded:
-            return Audit(Verdict.UNLOADED, loaded, reasons=("no crash kernel is loaded",))
+            why, do = advice.unloaded(root, state_of)
+            reasons = ("no crash kernel is loaded", why)
+            return Audit(Verdict.UNLOADED, loaded, reasons=reasons, do=(do,))
         encrypted = reader.encryption()
         if encrypted:
-            return Audit(Verdict.UNKNOWN, loaded, _manager(root), reasons=(encrypted,))
-        return _audit_loaded(root, reader, verify)
+            do = advice.encrypted()
+            return Audit(Verdict.UNKNOWN, loaded, _manager(root), reasons=(encrypted,), do=(do,))
+        found = _audit_loaded(root, reader, verify)
     except KdumphpdError as error:
-        return Audit(Verdict.UNKNOWN, loaded, reasons=(str(error),))
+        return Audit(Verdict.UNKNOWN, loaded, reasons=(str(error),), do=(advice.of_error(error),))
+    if found.verdict is Verdict.COMPLETE:
+        return found
+    return replace(found, do=advice.load_again(root, found.managed_by, found.verdict))
 
 
 def _audit_loaded(root: Root, reader: MachineReader, verify: bool) -> Audit:

@@ -11,6 +11,8 @@ from kdumphpd.machine.ranges import Range, merge, subtract, total
 KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
+TIB = 1 << 40
+_UNITS = ((TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"))
 
 # A record's text stays readable; the audit's JSON has every range.
 MAX_RANGES_NAMED = 6
@@ -77,11 +79,16 @@ def difference(
 
 
 def size_text(size: int) -> str:
-    """Say ``size`` bytes in the largest unit that it fills, to a tenth where it is not even."""
-    for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
-        if size >= unit:
-            return f"{size // unit} {name}" if size % unit == 0 else f"{size / unit:.1f} {name}"
-    return "1 byte" if size == 1 else f"{size} bytes"
+    """Say ``size`` bytes as people read them: ``32 GiB``, ``1.7 GiB``, ``640 KiB``.
+
+    A tenth of the unit is the finest; addresses and fields have the bytes.
+    """
+    if size < KIB:
+        return "1 byte" if size == 1 else f"{size} bytes"
+    # The largest unit of which there is one, after rounding: no 1024.0 MiB.
+    unit, name = next(one for one in _UNITS if round(size / one[0], 1) >= 1)
+    whole, rest = divmod(size, unit)
+    return f"{size / unit:.1f} {name}" if rest else f"{whole} {name}"
 
 
 def cpu_list(cpus: Iterable[int]) -> str:

@@ -43,6 +43,16 @@ def crash_loaded(root: Root) -> bool:
     return bool(ask_again(root, lambda: _number(root, _LOADED) == 1))
 
 
+def can_load(root: Root) -> bool:
+    """Whether this kernel knows crash images at all (CONFIG_KEXEC_CORE, kernel/ksysfs.c)."""
+    return root.first_existing(*_LOADED) is not None
+
+
+def size(root: Root) -> int | None:
+    """Bytes of ``crashk_res``; 0 if nothing is reserved, None if the kernel does not say."""
+    return _number(root, _SIZE)
+
+
 def elfcorehdr_size(root: Root) -> int:
     """The header size that the kernel wants room for; 0 if it does not update headers."""
     return _number(root, _HEADER_SIZE) or 0

@@ -95,10 +95,12 @@ def details_of(entry: Mapping[str, str]) -> Details:
 
 
 def terminal_text(
-    kind: Kind, message: str, priority: Priority, details: Details, when: str = ""
+    kind: Kind, message: str, priority: Priority, details: Details, time: str = ""
 ) -> str:
-    """Lay a record out for 80 columns: the time and message, then its details indented."""
-    text = f"{when}kdumphpd: {_LABELS.get(priority, '')}{kind.event}: {message}"
+    """Lay a record out for 80 columns: the time, the message, then its details indented."""
+    text = (
+        f"{time}{' ' if time else ''}kdumphpd: {_LABELS.get(priority, '')}{kind.event}: {message}"
+    )
     lines = _wrapped(text, "    ")
     # The message says the change already, or there is a line of its own for it.
     if details.change and details.change not in message:

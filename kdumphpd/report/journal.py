@@ -67,19 +67,15 @@ class JournalSink:
         raise structlog.DropEvent
 
 
-def _time_of_day() -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S ")
-
-
 class TerminalSink:
     """The last structlog processor elsewhere: readable lines on ``stream``.
 
     Args:
-        stream: the terminal.
-        now: the time of day as it is shown; the journal has its own.
+        stream: where they go.
+        now: the time to begin a record with, which the journal adds itself.
     """
 
-    def __init__(self, stream: TextIO, now: Callable[[], str] = _time_of_day) -> None:
+    def __init__(self, stream: TextIO, now: Callable[[], str] = str) -> None:
         self._stream = stream
         self._now = now
 
@@ -88,7 +84,8 @@ class TerminalSink:
     ) -> NoReturn:
         """Write, and end the chain."""
         try:
-            self._stream.write(terminal_text(**_unpacked(event_dict), when=self._now()))
+            record = terminal_text(**_unpacked(event_dict), time=self._now())
+            self._stream.write(record)
             self._stream.flush()
         except (OSError, ValueError):
             # A closed terminal must not stop the daemon from keeping the
@@ -113,13 +110,16 @@ def open_reporter() -> Reporter:
 
 def build_sink(stream: TextIO, environ: Mapping[str, str]) -> Sink:
     """Choose the journal or the terminal."""
-    terminal = TerminalSink(stream)
     if not goes_to_journal(stream, environ):
-        return terminal
+        return TerminalSink(stream, _local_time)
     # Only here: a terminal needs no libsystemd.
     from systemd.journal import sendv  # noqa: PLC0415
 
-    return JournalSink(sendv, terminal)
+    return JournalSink(sendv, TerminalSink(stream))
+
+
+def _local_time() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S")
 
 
 class Reporter:

@@ -9,7 +9,7 @@ from typing import Any
 from kdumphpd.audit.audit import Audit
 from kdumphpd.audit.compare import Difference
 from kdumphpd.events.changes import cpu_list, size_text
-from kdumphpd.image.layout import GIB, PAGE
+from kdumphpd.image.layout import PAGE
 from kdumphpd.image.plan import ImagePlan
 from kdumphpd.image.source import ImageSpec
 from kdumphpd.load.loader import Loaded
@@ -36,7 +36,7 @@ def machine_summary(machine: Machine) -> str:
     """CPUs and memory that a vmcore must hold."""
     count = len(machine.ram)
     return (
-        f"{_cpus(len(machine.cpus))}, {total(machine.ram) / GIB:.1f} GiB of memory in "
+        f"{_cpus(len(machine.cpus))}, {size_text(total(machine.ram))} of memory in "
         f"{count} range{'s' if count != 1 else ''}"
     )
 
@@ -62,6 +62,7 @@ def audit(found: Audit) -> str:
     """An audit, the verdict first."""
     lines = [_line("verdict", found.verdict.value)]
     lines += [_line("because", reason) for reason in found.reasons]
+    lines += [_line("do", line) for line in found.do]
     if found.managed_by:
         lines.append(_line("managed by", found.managed_by))
     header = found.header

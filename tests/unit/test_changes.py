@@ -73,30 +73,31 @@ def test_many_ranges_stay_readable() -> None:
     [
         (32 * GIB, "32 GiB"),
         (GIB + 512 * MIB, "1.5 GiB"),
-        (0x6EF9EC00, "1.7 GiB"),
         (639 << 10, "639 KiB"),
         (1, "1 byte"),
         (1000, "1000 bytes"),
         (MIB + 1, "1.0 MiB"),
         (3 * MIB + MIB // 2 + 7, "3.5 MiB"),
+        (1782579200, "1.7 GiB"),
+        (GIB - 4096, "1.0 GiB"),
+        (12 << 40, "12 TiB"),
     ],
 )
 def test_sizes(size: int, wanted: str) -> None:
     assert size_text(size) == wanted
 
 
-UNITS = {"GiB": GIB, "MiB": MIB, "KiB": 1 << 10, "bytes": 1, "byte": 1}
+UNITS = {"TiB": 1 << 40, "GiB": GIB, "MiB": MIB, "KiB": 1 << 10, "bytes": 1, "byte": 1}
 
 
 @given(st.integers(1, 1 << 46))
 def test_size_never_misleads(size: int) -> None:
-    match = re.fullmatch(r"([0-9.]+) (GiB|MiB|KiB|bytes?)", size_text(size))
+    match = re.fullmatch(r"([0-9.]+) (TiB|GiB|MiB|KiB|bytes?)", size_text(size))
     assert match
-    unit = UNITS[match[2]]
-    if "." in match[1]:
-        assert abs(float(match[1]) * unit - size) <= 0.051 * unit
-    else:
-        assert int(match[1]) * unit == size
+    number, unit = float(match[1]), UNITS[match[2]]
+    assert abs(number * unit - size) <= 0.051 * unit
+    assert "." in match[1] or number * unit == size, "without a point it is exact"
+    assert number < 1024
 
 
 @given(st.sets(st.integers(0, 600)))
