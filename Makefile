@@ -3,6 +3,9 @@
 #
 #   make demo             the main job in a VM: hotplug, crash, a complete vmcore
 #   make test             lint, types, unit and property tests, then the VM tests
+#   make lint             its first part; installs no system packages
+#   make test-unit        its second part
+#   make test-vm          its third part
 #   make test-vm-matrix   every kernel and firmware that we support
 #   make test-real-kdump KDUMP_UTILS=DIR   the RPM beside real kdump scripts, in VMs
 #   make test-selinux     the service confined by an enforcing policy
@@ -13,18 +16,23 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
+LINT := build/lint
 
-.PHONY: demo test lint test-unit test-vm test-vm-matrix test-selinux test-real-kdump test-pythons bench rpm wheel packages clean
+.PHONY: help demo test lint test-unit test-vm test-vm-matrix test-selinux test-real-kdump test-pythons bench rpm wheel packages clean
+
+help:
+	@sed -n 's/^#   make/make/p' Makefile
 
 demo: wheel
 	$(RUN)/python -m tests.vm.demo
 
 test: lint test-unit test-vm
 
-lint: $(VENV)/installed
-	$(RUN)/ruff check
-	$(RUN)/ruff format --check
-	$(RUN)/mypy
+lint: $(LINT)/installed
+	$(LINT)/bin/ruff check
+	$(LINT)/bin/ruff format --check
+	$(LINT)/bin/mypy
+	$(LINT)/bin/codespell
 
 test-unit: $(VENV)/installed
 	$(RUN)/pytest tests/unit
@@ -68,6 +76,12 @@ $(VENV)/installed: pyproject.toml tests/install-packages
 	$(PYTHON) -m venv --clear $(VENV)
 	$(RUN)/pip install --quiet --upgrade pip
 	$(RUN)/pip install --quiet '.[test]'
+	touch $@
+
+# With the two libraries whose types mypy looks at.
+$(LINT)/installed: pyproject.toml
+	$(PYTHON) -m venv --clear $(LINT)
+	$(LINT)/bin/pip install --quiet ruff mypy codespell 'pydantic>=2' structlog tomli
 	touch $@
 
 clean:
