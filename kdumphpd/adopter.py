@@ -169,6 +169,13 @@ class Adopter:
         self._unsure = not (loaded or commands)
         self._adoption = self._adoption.acted(self._clock(), stopped=stopped)
 
+    def ran_command(self, host: Host) -> None:
+        """Note that kdump's own command ran for us: its lock says nothing new."""
+        changed, self._commands = self._watch.drain(), frozenset()
+        lock = {host.kdump.lock} if host.kdump else set()
+        if changed.lost or not changed.paths <= lock:
+            self._adoption = self._adoption.files_changed(self._clock())
+
     def noticed(self, look: Look) -> None:
         """Note that between two looks an image is not ours, or gone.
 
@@ -186,11 +193,16 @@ class Adopter:
         news = [problem] if self._is_news("asked", problem) else []
         return [*news, *self.held_up(sight.busy)]
 
-    def remark(self, sight: Sight) -> str:
-        """What to tell of how the image is loaded, once; empty if there is nothing."""
+    def remark(self, sight: Sight, *, by_us: bool) -> str:
+        """What to tell of how the image is loaded, once; empty if there is nothing.
+
+        Args:
+            sight: a look that was followed.
+            by_us: what is loaded after it was loaded by kexec_load(2), and so made by us.
+        """
         spec = sight.host.source.known
-        text = spec.remark if spec and (sight.adopt or sight.keep) else ""
-        return text if self._is_news("remark", text) else ""
+        text = spec.remark if spec and by_us else ""
+        return text if text and self._is_news("remark", text) else ""
 
     def held_up(self, busy: str) -> list[str]:
         """What to say of kdump's lock.

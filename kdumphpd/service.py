@@ -313,7 +313,9 @@ class Service:
             self._charge.keeps = sight.host.keeper.can_keep(sight.look)
         else:
             self._stay_out(sight.look, sight)
-        remark = self._adopter.remark(sight)
+        loaded = mended.loaded if mended else None
+        block = loaded.block if loaded else sight.look.block if sight.keep else None
+        remark = self._adopter.remark(sight, by_us=block is not None)
         if remark:
             self._say.record(Kind.STATUS, remark, Details(), Priority.INFO)
         self._adopter.done(sight)
@@ -370,6 +372,8 @@ class Service:
     def _report_load(self, kind: Kind, what: str, look: Look, mended: Mended) -> bool:
         """Note and record what came of a load; whether it succeeded."""
         loaded = mended.loaded
+        if mended.ran_command:
+            self._adopter.ran_command(self._charge.host)
         if loaded is None:
             self._report_failure(look, mended)
             return False

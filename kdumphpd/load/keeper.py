@@ -90,6 +90,13 @@ class Mended:
         return "; ".join(told((*self.failed, *self.ruled_out)))
 
     @property
+    def ran_command(self) -> bool:
+        """Whether kdump's own command ran, with success or without."""
+        loaded = self.loaded
+        done = loaded is not None and loaded.backend == Rung.COMMAND.value and not loaded.kept
+        return done or any(rung is Rung.COMMAND for rung, _ in self.failed)
+
+    @property
     def busy(self) -> bool:
         """Whether another load was under way, so that nothing was changed."""
         busy = isinstance(self.cause, LoadError) and self.cause.errno == errno.EBUSY

@@ -12,8 +12,8 @@ from kdumphpd.errors import KdumphpdError
 from kdumphpd.report.records import Kind, Priority
 from kdumphpd.service import Service
 from tests.unit.fake_kdump import hint
-from tests.unit.fake_kdump_utils import EARLY_INITRD, LINE, FakeKdumpUtils
-from tests.unit.host_fixture import CONFIG, DIMM, INITRD, uevents
+from tests.unit.fake_kdump_utils import EARLY_INITRD, LINE, LOCK, FakeKdumpUtils
+from tests.unit.host_fixture import CONFIG, DIMM, INITRD, Hints, uevents
 from tests.unit.hotplug_host import HotplugHost
 
 SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
@@ -191,4 +191,47 @@ def test_an_image_that_would_not_fit_is_not_left_to_the_command_either(
     (said,) = [one for one in host.records if one.priority is Priority.CRIT]
     assert "no room for initrd" in said.message
     assert said.details.verdict == "stale"
+    assert not host.rules.ours
+
+
+def test_what_is_not_loaded_by_kexec_load_is_not_said_to_be(
+    host: HotplugHost, kdump: FakeKdumpUtils
+) -> None:
+    service = started(host, kdump)
+    host.kernel.hot_add_memory(DIMM)
+    host.kernel.hot_remove_memory(DIMM)
+    service.uevents(uevents(16))
+    host.pass_time(service, 60)
+    assert host.kernel.file_calls
+    assert not [one for one in host.records if "kexec_load is used" in one.message]
+
+
+class OwnLock(Hints):
+    """As inotify: kdump's command, run for us, opens and closes kdump's lock too."""
+
+    def __init__(self, ran: Path, lock: Path) -> None:
+        super().__init__()
+        self.ran, self.lock, self.seen = ran, lock, 0
+
+    def drain(self) -> Changed:
+        count = self.ran.stat().st_size if self.ran.exists() else 0
+        if count != self.seen:
+            self.seen = count
+            only = frozenset({self.lock})
+            self.say(Changed(only, lost=False, opened=only))
+        return super().drain()
+
+
+def test_a_command_that_fails_is_run_at_growing_gaps(
+    host: HotplugHost, kdump: FakeKdumpUtils
+) -> None:
+    """That it closes kdump's lock is no news of kdump."""
+    ran = encrypted(host, kdump, "/bin/sh -c 'echo >>{ran}; exit 1'")
+    host.hints = OwnLock(ran, host.root.path(LOCK))
+    service = started(host, kdump)
+    kdump.breaks = True
+    kdump.kdumpctl(service, "reload")
+    host.pass_time(service, 3600)
+    assert not host.kernel.loaded
+    assert 3 <= ran.stat().st_size <= 60
     assert not host.rules.ours
