@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import re
 import shutil
 import subprocess
@@ -14,11 +15,12 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-from kdumphpd.cli import build_parser
+from kdumphpd.cli import build_parser, main
 from kdumphpd.config import Config, load_config, parse
 from kdumphpd.errors import ExitCode
 from kdumphpd.report.fields import Details
 from kdumphpd.report.records import Kind
+from tests.unit.host_fixture import FakeHost
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -88,6 +90,23 @@ def test_manual_names_every_option_and_no_other() -> None:
 def test_manual_names_every_exit_status() -> None:
     listed = re.findall(r"^\.It (\d+)$", section(MAN_8, "EXIT STATUS"), re.MULTILINE)
     assert {int(code) for code in listed} == {*ExitCode, 1, 2, 3}
+
+
+def keys_in(title: str) -> set[str]:
+    """The keys that a section of JSON lists, several a line or one."""
+    items = re.findall(r"^\.It Sy (.+)$", section(MAN_8, title), re.MULTILINE)
+    return {key for item in items for key in item.replace(" Sy ", " ").split(" , ")}
+
+
+def test_manual_names_every_key_of_json(host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
+    def keys(command: str) -> set[str]:
+        main([command, "--json"], host.root, host.kernel)
+        return set(json.loads(capsys.readouterr().out))
+
+    assert keys_in("JSON of plan") == keys("plan")
+    assert keys_in("JSON of load and update") == keys("load") | keys("update")
+    assert keys_in("JSON of audit") == keys("audit")
+    assert keys_in("JSON of check") == keys("check")
 
 
 def test_manual_names_every_record_and_field() -> None:

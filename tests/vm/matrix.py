@@ -42,7 +42,13 @@ _GUARANTEES = {
     "file": "complete after each new load; no digest to prove the image by",
     "command": "complete after each run of the command; no digest of ours",
     "none": "the audit tells complete from stale, whoever loaded it",
-    "": "stays armed as it is; a crit record says that it is stale",
+    "all refused": "stays armed as it is; a crit record says that it is stale",
+}
+
+
+# Where the rungs do not tell.
+_GUARANTEES_OF_SCENARIOS = {
+    "lockdown=confidentiality": "the kernel adds; a removal is neither seen nor mended",
 }
 
 
@@ -119,8 +125,10 @@ def with_table(readme: str, results: Iterable[Result]) -> str:
     columns = ("kernel", "firmware", "scenario", "rung")
     rows: list[tuple[str, ...]] = [(*columns, "what is guaranteed")]
     for one in results:
-        guarantee = _GUARANTEES[one["rung"]] if one["passed"] else "FAILED"
-        rows.append((*(_cell(one[name]) for name in columns), guarantee))
+        shown = {**one, "rung": one["rung"] or "all refused"}
+        guarantee = _GUARANTEES_OF_SCENARIOS.get(one["scenario"]) or _GUARANTEES[shown["rung"]]
+        guarantee = guarantee if one["passed"] else "FAILED"
+        rows.append((*(_cell(shown[name]) for name in columns), guarantee))
     before, _, rest = readme.partition(_BEGIN)
     _, _, after = rest.partition(_END)
     return f"{before}{_BEGIN}\n{_markdown(rows)}\n{_END}{after}"
