@@ -41,11 +41,13 @@ def test_kdump_tools(bookworm: GuestImage, overlay: Overlay, tmp_path: Path) -> 
         guest.run("systemctl start kdumphpd")
         (stopped,) = journal.wait_for(1, "disarmed")
         assert "kdump is stopped" in stopped["MESSAGE"]
-        assert rules_read(vm, "50-kdump-tools.rules") == "/run/udev/rules.d"
+        # Nothing is kept, so kdump's own rule is in force.
+        assert rules_read(vm, "50-kdump-tools.rules") == "/usr/lib/udev/rules.d"
 
         guest.run("systemctl start kdump-tools")
         (adopted,) = journal.wait_for(1, "adopted")
         assert adopted["KDUMPHPD_BACKEND"] == "full"
+        assert rules_read(vm, "50-kdump-tools.rules") == "/run/udev/rules.d"
         assert "kexec_cmd" in guest.run("kdumphpd plan")
 
         dimm = vm.hot_add_dimm(1 * GIB)
