@@ -42,7 +42,11 @@ def test_a_reload_ends_as_the_check_and_signals_in_any_case(tmp_path: Path, code
     check.write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/asked\necho usable\nexit {code}\n')
     check.chmod(0o755)
     script = command[1].replace("\\\n", " ").replace("$$", "$").replace("/usr/bin", str(tmp_path))
-    with subprocess.Popen(["sleep", "60"]) as daemon:
+    # Whoever runs the tests may ignore it, and that is inherited.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    daemon = subprocess.Popen(["sleep", "60"])
+    signal.signal(signal.SIGHUP, before)
+    with daemon:
         environment = {**os.environ, "MAINPID": str(daemon.pid)}
         done = subprocess.run(
             ["sh", "-c", script], env=environment, capture_output=True, text=True, check=False
