@@ -108,6 +108,7 @@ def leaves_it_to_kdump(vm: Machine) -> None:
     assert rules_read(vm) == SHADOWED
 
     guest.run("systemctl stop kdumphpd")
+    guest.run(f"mkdir -p {Path(DROP_IN).parent}")
     guest.write(DROP_IN, "[Service]\nReadOnlyPaths=/run/udev\n")
     guest.run("systemctl daemon-reload && systemctl start kdumphpd")
     wait_for_words(vm, "Read-only file system, so the distribution.s hotplug rule stays")
