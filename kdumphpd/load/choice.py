@@ -13,10 +13,17 @@ from kdumphpd.load.ladder import Obstacle, told
 
 @dataclass(frozen=True)
 class News:
-    """What is worth a record; ``backend`` is its KDUMPHPD_BACKEND, if it is about one."""
+    """What is worth a record.
+
+    Attributes:
+        text: what it says.
+        backend: its KDUMPHPD_BACKEND, if it is about one.
+        as_it_ought: nobody need look after it.
+    """
 
     text: str
     backend: str | None = None
+    as_it_ought: bool = False
 
 
 class Choice:
@@ -40,7 +47,11 @@ class Choice:
             return None
         why = "; ".join(told(mended.ruled_out) or mended.failures)
         if loaded.kept:
-            return News(f"kdump's image is kept, and mended by {loaded.backend}; {why}", "kernel")
+            return News(
+                f"kdump's image is kept, and mended by {loaded.backend}; {why}",
+                loaded.backend,
+                True,
+            )
         if ordinary and not why:
             return News("kexec_load is possible again and used from here on", loaded.backend)
         return News(f"loading by {way[0]}; {why}", loaded.backend)

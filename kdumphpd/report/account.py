@@ -147,7 +147,8 @@ class Account:
     def note_choice(self, news: News | None, look: Look) -> None:
         """Record which way of loading is taken and why, when that is news."""
         if news is not None:
-            priority = Priority.INFO if news.backend in (None, "kernel", "full", "delta") else None
+            quiet = news.as_it_ought or news.backend in (None, "kernel", "full", "delta")
+            priority = Priority.INFO if quiet else None
             details = replace(look_details(look), backend=news.backend)
             self.record(Kind.FALLBACK, news.text, details, priority)
 

@@ -48,6 +48,8 @@ def test_start_loads_nothing(host: HotplugHost, kdump: FakeKdumpUtils) -> None:
     assert (begun.details.backend, begun.details.verdict) == ("file", "complete")
     assert begun.details.unarmed_usec in (0, None)
     assert all(one.priority is Priority.INFO for one in host.records), host.records
+    choices = [one for one in host.records.of(Kind.FALLBACK) if "kept" in one.message]
+    assert [one.details.backend for one in choices] == ["file"]
     assert host.rules.ours
     assert host.audit().managed_by == "kdumphpd"
     host.records.clear()
