@@ -93,6 +93,16 @@ def test_what_fits_is_loaded_by_every_kernel(
     reservation: Range, needs: FileNeeds, short: bool, measured: bool, keys_at: int
 ) -> None:
     assume(misfit(reservation, needs, RAM) is None)
+    # The random start of the keys, up to 64 KiB on, may lie too near the end, which nobody
+    # can know beforehand (kernel/kexec_file.c, kexec_random_range_start).
+    nearer = reservation.end - (1 << 16)
+    assume(
+        not needs.keys
+        or (
+            nearer > reservation.start
+            and misfit(Range(reservation.start, nearer), needs, RAM) is None
+        )
+    )
     asked = [search(one) for one in needs.buffers()]
     if needs.measurements and not measured:
         asked.pop(0)
